@@ -1,0 +1,49 @@
+# Two commands do everything on a fresh machine with Python 3.10+ and make:
+#   make demo    set-up, then the main job on simulated pairs: runs/demo/report.html
+#   make test    set-up, then ruff, mypy, import-linter and pytest
+# Both use .venv, make it when there is none, and install only when pyproject.toml changed.
+
+PYTHON ?= python3
+BIN := .venv/bin
+SHELL := /bin/bash
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: setup demo test lint types layers unit slow gpu clean
+
+setup: .venv/.installed
+
+.venv/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "hfd-edge needs Python 3.10 or newer; $(PYTHON) is older. Name one: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing hfd-edge and its tools into .venv (a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --upgrade "pip>=23.2"
+	@$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@
+
+demo: setup
+	$(BIN)/hfd-edge demo --out runs/demo
+
+test: setup lint types layers unit
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+layers: setup
+	$(BIN)/lint-imports
+
+unit: setup
+	$(BIN)/python -m pytest
+
+slow: setup
+	$(BIN)/python -m pytest -m slow
+
+gpu: setup
+	$(BIN)/python -m pytest -m gpu
+
+clean:
+	rm -rf .venv runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,102 @@
+"""export, quantize, build."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hfd_edge.cli import app
+from hfd_edge.cli.common import Data, Json, OptionalData, show
+
+BundleFolder = Annotated[Path, typer.Argument(help="Bundle folder.", metavar="BUNDLE")]
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Student's run folder.", metavar="RUN")],
+    out: Annotated[Path, typer.Option("--out", help="Bundle folder to make, for example flood.hfd.")],
+    data: OptionalData = None,
+    json: Json = False,
+) -> None:
+    """Export a trained student as a bundle with an FP32 ONNX model.
+
+    The ONNX model is compared with the weights before the bundle is written. With --data the bundle gets
+    golden tiles, by which a device can check itself.
+
+    Example: `hfd-edge export runs/student --data data/ombria --out flood.hfd`
+    """
+    from hfd_edge.datasets.folder import PairFolder
+    from hfd_edge.deploy.export import export_run
+    from hfd_edge.hfdnet.run import Run
+    from hfd_edge.report.console import bars
+
+    folder = PairFolder.open(data, scheme=Run.open(run).recipe.split) if data else None
+    with bars() as progress:
+        bundle = export_run(run, out, folder=folder, progress=progress)
+    _show_bundle(bundle.path, as_json=json, title="Exported")
+
+
+@app.command()
+def quantize(
+    bundle: BundleFolder,
+    data: Data,
+    method: Annotated[str, typer.Option(help="Calibration: entropy or max.")] = "entropy",
+    tiles: Annotated[int, typer.Option(min=1, help="Tiles of the training split to calibrate on.")] = 64,
+    json: Json = False,
+) -> None:
+    """Add FP16 and INT8 variants, calibrated on tiles of the training split.
+
+    INT8 is explicit Q/DQ, symmetric, with per-channel weights, as TensorRT wants it. Alignment arithmetic
+    and the classifier stay in high precision.
+
+    Example: `hfd-edge quantize flood.hfd --data data/ombria`
+    """
+    from hfd_edge.bundle import Bundle
+    from hfd_edge.datasets.folder import PairFolder
+    from hfd_edge.deploy.quantize import quantize as quantize_bundle
+    from hfd_edge.report.console import bars
+
+    opened = Bundle.open(bundle)
+    folder = PairFolder.open(data, scheme=opened.manifest.provenance.recipe.get("split"))
+    with bars() as progress:
+        quantize_bundle(opened, folder, method=method, tiles=tiles, progress=progress)
+    _show_bundle(bundle, as_json=json, title="Quantized")
+
+
+@app.command()
+def build(
+    bundle: BundleFolder,
+    target: Annotated[str, typer.Option(help="Target profile; see export/targets.")] = "desktop-rtx",
+    precision: Annotated[
+        list[str] | None, typer.Option(help="Variant to build; may be repeated. Default: all built ones.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Build TensorRT engines for a target and put them into the bundle.
+
+    TensorRT-RTX engines are built ahead of time: no GPU is needed. They run on the GPUs that the target
+    names, not on this machine's CPU.
+
+    Example: `hfd-edge build flood.hfd --target desktop-rtx --precision fp16 --precision int8`
+    """
+    from dataclasses import asdict
+
+    from hfd_edge.bundle import Bundle
+    from hfd_edge.deploy.build import build as build_engines
+    from hfd_edge.deploy.targets import load_target
+    from hfd_edge.report.console import bars
+
+    profile = load_target(target)
+    wanted = tuple(precision) if precision else None
+    with bars() as progress:
+        records = build_engines(Bundle.open(bundle), profile, precisions=wanted, progress=progress)
+    rows = {f"{record.target}-{record.precision}": asdict(record) for record in records}
+    show({"bundle": str(bundle), "engines": rows}, as_json=json, title="Built")
+
+
+def _show_bundle(path: Path, *, as_json: bool, title: str) -> None:
+    from hfd_edge.cli.inspect import describe_bundle
+
+    show(describe_bundle(path), as_json=as_json, title=title)

@@ -1,0 +1,96 @@
+"""predict, demo."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hfd_edge.cli import app
+from hfd_edge.cli.common import Json, show
+
+
+@app.command()
+def predict(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.", metavar="BUNDLE")],
+    scenes: Annotated[list[Path], typer.Argument(help="GeoTIFF or PNG scenes.", metavar="SCENE...")],
+    out: Annotated[Path, typer.Option("--out", help="Mask to write; with several scenes a folder.")],
+    precision: Annotated[str, typer.Option(help="fp32, fp16, int8 or auto.")] = "auto",
+    backend: Annotated[str, typer.Option(help="onnxruntime or auto.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
+    overlap_px: Annotated[
+        int | None, typer.Option("--overlap", help="Overlap of tiles, pixels; a multiple of 32.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace masks that exist.")] = False,
+    json: Json = False,
+) -> None:
+    """Segment scenes of any size in bounded memory.
+
+    The mask keeps the scene's CRS, transform or GCPs, and gets a colour table, no-data 255 and overviews.
+
+    Example: `hfd-edge predict flood.hfd S1A_IW_GRDH.tif --out water.tif`
+    """
+    from hfd_edge.bundle import Bundle
+    from hfd_edge.errors import StorageError
+    from hfd_edge.report.console import bars
+    from hfd_edge.runtime.segmenter import Segmenter
+
+    targets = _destinations(scenes, out)
+    existing = [target for target in targets if target.exists()]
+    if existing and not overwrite:
+        raise StorageError(f"{existing[0]} already exists. Pass --overwrite, or choose another --out.")
+    rows: list[dict[str, Any]] = []
+    with (
+        bars() as progress,
+        Segmenter(
+            Bundle.open(bundle), backend=backend, precision=precision, threads=threads, overlap_px=overlap_px
+        ) as segment,
+    ):
+        for scene, target in zip(scenes, targets, strict=True):
+            report = segment.scene(scene, target, progress=progress)
+            rows.append({"scene": str(scene), "mask": str(target), **asdict(report)})
+        used = {"backend": segment.backend, "precision": segment.precision}
+    if json:
+        show({**used, "scenes": rows}, as_json=True, title="")
+        return
+    for row in rows:
+        show({**row, **used}, as_json=False, title=Path(row["scene"]).name)
+
+
+def _destinations(scenes: list[Path], out: Path) -> list[Path]:
+    """One file for one scene (unless `out` is a folder), else a file per scene in the folder `out`."""
+    if len(scenes) == 1 and not out.is_dir() and out.suffix.lower() in {".tif", ".tiff"}:
+        return [out]
+    names = [scene.with_suffix(".tif").name for scene in scenes]
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise typer.BadParameter(
+            f"several scenes are called {doubled[0]}; segment them into different folders"
+        )
+    return [out / name for name in names]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for everything the demo makes.")] = Path(
+        "runs/demo"
+    ),
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start again: remove what an earlier demo made.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Take the whole road once, on simulated pairs: about ten minutes on two cores.
+
+    Simulates pairs, trains the teacher, a SAR-only student and a distilled student, exports, quantises,
+    builds two engines, segments a 4096 x 4096 scene and writes report.html and summary.json. Stages that
+    are finished are not done again, so an interrupted demo goes on where it stopped.
+    """
+    from hfd_edge.demo import run_demo
+    from hfd_edge.report.console import bars
+
+    with bars() as progress:
+        summary = run_demo(out, fresh=fresh, progress=progress)
+    show({**summary, "report": str(out / "report.html")}, as_json=json, title="Demo")

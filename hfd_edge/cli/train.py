@@ -1,0 +1,111 @@
+"""train teacher, train student, evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hfd_edge.cli import app
+from hfd_edge.cli.common import Data, Json, Scheme, show
+
+train_app = typer.Typer(no_args_is_help=True, help="Train the EO teacher, then the SAR student.")
+app.add_typer(train_app, name="train")
+
+RecipeFile = Annotated[Path, typer.Argument(help="Recipe; see train/recipes.", metavar="RECIPE.toml")]
+Out = Annotated[Path, typer.Option("--out", help="Run folder to make (or to go on with, with --resume).")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a recipe key, e.g. training.epochs=50. May be repeated."),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")]
+
+
+@train_app.command()
+def teacher(
+    recipe: RecipeFile, data: Data, out: Out, set_: Set = None, resume: Resume = False, json: Json = False
+) -> None:
+    """Train the optical teacher.
+
+    Example: `hfd-edge train teacher train/recipes/ombria.toml --data data/ombria --out runs/teacher`
+    """
+    from hfd_edge.training.fit import train_teacher
+
+    _train(train_teacher, recipe, data, out, overrides=set_, as_json=json, resume=resume)
+
+
+@train_app.command()
+def student(
+    recipe: RecipeFile,
+    data: Data,
+    out: Out,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Teacher's run folder; not needed with distill.method=none.")
+    ] = None,
+    set_: Set = None,
+    resume: Resume = False,
+    json: Json = False,
+) -> None:
+    """Train the SAR student, distilling from the teacher.
+
+    Example: `hfd-edge train student train/recipes/ombria.toml --data data/ombria --teacher runs/teacher
+    --out runs/student`. For a SAR-only student: `--set distill.method=none`.
+    """
+    from hfd_edge.training.fit import train_student
+
+    _train(train_student, recipe, data, out, overrides=set_, as_json=json, resume=resume, teacher=teacher)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Run folder or bundle.", metavar="RUN|BUNDLE")],
+    data: Data,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    scheme: Scheme = None,
+    precision: Annotated[str, typer.Option(help="Bundle variant: fp32, fp16 or int8.")] = "fp32",
+    backend: Annotated[str, typer.Option(help="Runtime backend of a bundle.")] = "auto",
+    json: Json = False,
+) -> None:
+    """Measure accuracy on a labelled split: mIoU and IoU per class, from one confusion matrix.
+
+    Example: `hfd-edge evaluate flood.hfd --data data/ombria --scheme spatial --precision int8`
+    """
+    from hfd_edge.evaluation import measure
+    from hfd_edge.report.console import bars
+
+    with bars() as progress:
+        scores = measure(
+            model, data, split=split, scheme=scheme, precision=precision, backend=backend, progress=progress
+        )
+    show(scores, as_json=json, title=f"{model.name} on {split}")
+
+
+def _train(
+    train: Callable[..., Any],
+    recipe: Path,
+    data: Path,
+    out: Path,
+    *,
+    overrides: list[str] | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    from hfd_edge.config import Recipe, read_toml
+    from hfd_edge.datasets.folder import PairFolder
+    from hfd_edge.report.console import bars
+    from hfd_edge.report.curves import plot_curves
+
+    checked = read_toml(recipe, Recipe, overrides=tuple(overrides or ()))
+    folder = PairFolder.open(data, scheme=checked.split)
+    with bars() as progress:
+        run = train(
+            folder,
+            checked,
+            out,
+            progress=progress,
+            on_epoch=lambda path, history: plot_curves(history, path / "curves.png"),
+            **options,
+        )
+    show({"run": str(run.path), **run.metrics()}, as_json=as_json, title=f"Trained {out.name}")

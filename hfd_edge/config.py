@@ -1,0 +1,236 @@
+"""What people write by hand: recipes (how to train) and dataset.toml (what the data are).
+
+Config objects stop at the door: the command line and the scripts read them, the library takes the
+plain values inside. Unknown keys are refused, so a misspelt switch never trains the wrong thing.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hfd_edge.errors import RecipeError
+from hfd_edge.files import write_text
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Units = Literal["dn", "amplitude", "complex", "intensity", "sigma0_db", "stretched"]
+"""Radiometry of stored SAR pixels.
+
+`dn`: digital numbers proportional to amplitude (intensity = dn^2); `amplitude`; `complex`: single-look
+complex; `intensity`: linear power (sigma0, gamma0 or uncalibrated); `sigma0_db`: decibels (sigma0 or
+gamma0); `stretched`: contrast-stretched 8-bit products that have no radiometry left: no dB, no speckle
+filter, only clip and standardise.
+"""
+
+Rgb = tuple[
+    Annotated[int, Field(ge=0, le=255)],
+    Annotated[int, Field(ge=0, le=255)],
+    Annotated[int, Field(ge=0, le=255)],
+]
+
+
+class Strict(BaseModel):
+    """A frozen model that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SarInput(Strict):
+    """What the SAR pixels are."""
+
+    bands: tuple[str, ...] = Field(min_length=1, description="Band names in file order, e.g. vv, vh.")
+    units: Units
+    looks: float = Field(default=1.0, gt=0, description="Equivalent number of looks; 1 is single-look.")
+    nodata: float | None = Field(
+        default=None,
+        description="Stored value that marks no-data; NaN always does, and so does zero amplitude.",
+    )
+
+
+class EoInput(Strict):
+    """What the optical pixels are."""
+
+    bands: tuple[str, ...] = Field(default=("red", "green", "blue"), min_length=1)
+    scale: float = Field(default=255.0, gt=0, description="Stored value that stands for reflectance 1.")
+
+
+class DatasetConfig(Strict):
+    """`dataset.toml`: classes, palette and what the pixels are."""
+
+    name: str
+    classes: tuple[str, ...] = Field(min_length=2, description="Class names; label id is the position.")
+    palette: tuple[Rgb, ...] = Field(description="One RGB colour per class.")
+    ignore_index: int = Field(default=255, ge=0, le=255, description="Label id of unknown pixels.")
+    sar: SarInput
+    eo: EoInput | None = EoInput()
+    source: str = Field(default="", description="Where the data come from, licence, citation.")
+
+    @model_validator(mode="after")
+    def _palette_fits(self) -> DatasetConfig:
+        if len(self.palette) != len(self.classes):
+            raise ValueError(f"palette has {len(self.palette)} colours for {len(self.classes)} classes")
+        if self.ignore_index < len(self.classes):
+            raise ValueError(f"ignore_index {self.ignore_index} is the id of a class")
+        return self
+
+
+class PreprocessingRecipe(Strict):
+    """How SAR pixels become network input; the statistics come from the training split."""
+
+    speckle: Literal["none", "boxcar", "lee", "kuan", "frost", "gamma_map", "refined_lee"] = "none"
+    window_px: int = Field(default=7, ge=3, le=11, description="Odd side of the speckle window.")
+    clip_percentile: float = Field(
+        default=0.1, ge=0, lt=50, description="Values beyond this percentile at either end are clipped."
+    )
+
+    @model_validator(mode="after")
+    def _odd(self) -> PreprocessingRecipe:
+        if self.window_px % 2 == 0:
+            raise ValueError(f"window_px is {self.window_px}, but must be odd")
+        return self
+
+
+class NetworkRecipe(Strict):
+    """The network, the same for teacher and student."""
+
+    preset: Literal["s", "m", "l"] = "s"
+    encoder: str | None = Field(default=None, description="Any timm encoder; overrides the preset's.")
+    channels: int | None = Field(default=None, gt=0, description="Decoder width C; overrides the preset's.")
+    hfam: bool = Field(default=True, description="Feature alignment; off is plain bilinear upsampling.")
+    warp: Literal["grid_sample", "gather"] = "grid_sample"
+    init: Literal["imagenet", "teacher", "random"] = "imagenet"
+
+
+class DistillRecipe(Strict):
+    """What the student learns from the teacher, beside the labels."""
+
+    method: Literal["none", "logits", "fitnet", "cwd", "hfdm", "hfdm+logits"] = "hfdm"
+    feature_weight: float = Field(default=1.0, ge=0, description="l1: standardised feature distance.")
+    cwd_weight: float = Field(default=1.0, ge=0, description="l2: channel-wise distillation.")
+    logits_weight: float = Field(default=1.0, ge=0, description="l3: logits; used by methods with logits.")
+    cwd_temperature: float = Field(default=4.0, gt=0)
+    logits_temperature: float = Field(default=1.0, gt=0)
+    ramp: float = Field(default=0.1, ge=0, le=1, description="Share of steps over which weights rise.")
+    pool: bool = Field(default=False, description="3x3 average before comparing, for misregistered pairs.")
+    correct_only: bool = Field(default=False, description="Only pixels that the teacher gets right.")
+
+
+class TrainingRecipe(Strict):
+    """Optimiser, schedule and sampling."""
+
+    epochs: int = Field(default=100, gt=0)
+    batch: int = Field(default=16, gt=0)
+    crop_px: int = Field(default=256, gt=0, description="Side of the training crop; a multiple of 32.")
+    learning_rate: float = Field(default=2e-4, gt=0)
+    weight_decay: float = Field(default=1e-2, ge=0)
+    warmup: float = Field(default=0.05, ge=0, lt=1, description="Share of steps of linear warm-up.")
+    power: float = Field(default=0.9, gt=0, description="Exponent of the polynomial decay.")
+    flip: Literal["none", "vertical", "both"] = Field(
+        default="both",
+        description="Mirror axes. 'vertical' keeps the range (left-right) direction of the radar look.",
+    )
+    sar_gain_db: float = Field(default=1.0, ge=0, description="Random gain, +- this many dB.")
+    eo_jitter: float = Field(default=0.2, ge=0, lt=1, description="Random EO brightness and contrast.")
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    seed: int = Field(default=0, ge=0)
+    checkpoint_every: int = Field(default=200, gt=0, description="Steps between resumable checkpoints.")
+    cache_mb: int = Field(default=4096, ge=0, description="Memory for preprocessed tiles.")
+
+    @model_validator(mode="after")
+    def _crop(self) -> TrainingRecipe:
+        if self.crop_px % 32:
+            raise ValueError(f"crop_px is {self.crop_px}, but must be a multiple of 32 (encoder stride)")
+        return self
+
+
+class DeployRecipe(Strict):
+    """What the exported model looks like."""
+
+    head: Literal["quarter", "full"] = Field(
+        default="quarter", description="'quarter' stops at stride 4; the runtime upsamples and takes argmax."
+    )
+    tile_px: int = Field(default=512, gt=0, description="Side of the tile the device runs; multiple of 32.")
+
+    @model_validator(mode="after")
+    def _tile(self) -> DeployRecipe:
+        if self.tile_px % 32:
+            raise ValueError(f"tile_px is {self.tile_px}, but must be a multiple of 32 (encoder stride)")
+        return self
+
+
+class Recipe(Strict):
+    """One TOML file that says how to train and deploy."""
+
+    split: str | None = Field(default=None, description="Split scheme under splits/, if there are several.")
+    preprocessing: PreprocessingRecipe = PreprocessingRecipe()
+    network: NetworkRecipe = NetworkRecipe()
+    training: TrainingRecipe = TrainingRecipe()
+    distill: DistillRecipe = DistillRecipe()
+    deploy: DeployRecipe = DeployRecipe()
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def read_toml(path: Path, model: type[Model], *, overrides: tuple[str, ...] = ()) -> Model:
+    """Read and check a TOML file.
+
+    Args:
+        path: File to read.
+        model: `Recipe` or `DatasetConfig`.
+        overrides: "section.key=value" strings, values in TOML syntax (a bare word is a string).
+    Raises:
+        RecipeError: the file is missing, is not TOML, or a key is unknown or out of range.
+    """
+    try:
+        content = tomllib.loads(Path(path).read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise RecipeError(f"There is no file {path}. Check the path.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not valid TOML: {error}. Correct that line.") from error
+    for override in overrides:
+        _apply(content, override)
+    return parse(content, model, source=str(path))
+
+
+def parse(content: dict[str, Any], model: type[Model], *, source: str) -> Model:
+    """Check plain values against a model; `source` names them in the error. Raises RecipeError."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        faults = "; ".join(_fault(item) for item in error.errors())
+        raise RecipeError(f"{source}: {faults}. Correct these keys.") from error
+
+
+def write_toml(path: Path, model: BaseModel) -> None:
+    """Write a model as TOML; keys that are None are left out (TOML has no null). Raises StorageError."""
+    write_text(path, tomli_w.dumps(model.model_dump(mode="json", exclude_none=True)))
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"--set {override!r} is not KEY=VALUE. Write, for example, training.epochs=50.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    *sections, leaf = key.strip().split(".")
+    for section in sections:
+        content = content.setdefault(section, {})
+        if not isinstance(content, dict):
+            raise RecipeError(f"--set {override!r}: {section} is a value, not a section.")
+    content[leaf] = value
+
+
+def _fault(item: Any) -> str:
+    where = ".".join(str(part) for part in item["loc"]) or "file"
+    return f"{where}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})"[:300]

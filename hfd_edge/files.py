@@ -1,0 +1,131 @@
+"""Writing that never leaves half a file, and content hashes."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hfd_edge.errors import StorageError
+
+_OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT}
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary sibling of `path` to write to; rename it when the block succeeds.
+
+    The temporary name keeps the suffix of `path`, so writers that choose a format by suffix work.
+    When the block raises, or the process is killed, `path` is as it was before.
+
+    Raises:
+        StorageError: the disk is full, or the folder cannot be written.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".writing-", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        _flush_to_disk(temporary)
+        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that only the owner can read
+        temporary.replace(path)
+    except OSError as error:
+        if isinstance(error, StorageError) or error.errno is None:
+            raise
+        raise storage_error(path, error) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Like `atomic_path` for a whole folder; `path` must not exist yet.
+
+    Raises:
+        StorageError: `path` exists, the disk is full, or the parent cannot be written.
+    """
+    path = Path(path)
+    if path.exists():
+        raise StorageError(f"{path} already exists. Choose another --out, or remove it first.")
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".writing-{path.name}-", dir=path.parent))
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        if isinstance(error, StorageError) or error.errno is None:
+            raise
+        raise storage_error(path, error) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all. Raises StorageError."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write a UTF-8 file whole or not at all. Raises StorageError."""
+    write_bytes(path, content.encode())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write indented JSON whole or not at all; NaN and infinity are refused (they are not JSON)."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """Hash a file's content in bounded memory; hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def storage_error(path: Path, error: OSError) -> StorageError:
+    """Say what to do about a failed write to `path`."""
+    if error.errno in _OUT_OF_SPACE:
+        fix = "Free some space, or choose an --out on another disk; nothing was half written."
+    else:
+        fix = "Check that the folder exists and that you may write there; nothing was half written."
+    return StorageError(error.errno, f"Could not write {path}: {error.strerror or error}. {fix}")
+
+
+def _flush_to_disk(path: Path) -> None:
+    with open(path, "rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def resource_folder(name: str) -> Path:
+    """Find a folder of shipped text files: "recipes" or "targets".
+
+    A checkout keeps them where people look for them (`train/recipes`, `export/targets`); a wheel carries
+    copies inside the package.
+    """
+    package = Path(__file__).resolve().parent
+    checkout = {"recipes": "train/recipes", "targets": "export/targets"}[name]
+    inside = package / "data" / name
+    return inside if inside.is_dir() else package.parent / checkout
