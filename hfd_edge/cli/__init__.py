@@ -14,7 +14,10 @@ from typer.core import TyperGroup
 from hfd_edge import __version__
 from hfd_edge.errors import HfdEdgeError
 
-_ROAD = ["demo", "simulate", "data", "train", "evaluate", "export", "quantize", "build", "predict", "inspect", "doctor"]
+_ROAD = (
+    *("demo", "simulate", "data", "train", "evaluate", "export"),
+    *("quantize", "build", "predict", "inspect", "doctor"),
+)
 
 
 class _Group(TyperGroup):

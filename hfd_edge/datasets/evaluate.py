@@ -1,0 +1,53 @@
+"""Score any predictor on a split, the same way for every backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hfd_edge.datasets.folder import PairFolder
+from hfd_edge.errors import DatasetError
+from hfd_edge.metrics import Confusion
+from hfd_edge.progress import Progress, silent
+
+Array = NDArray[Any]
+
+
+def evaluate(
+    predict: Callable[[Array], NDArray[np.uint8]],
+    folder: PairFolder,
+    *,
+    split: str,
+    progress: Progress = silent,
+) -> Confusion:
+    """Count truth against prediction over the labelled pairs of a split.
+
+    Args:
+        predict: Takes the stored SAR image (bands, rows, cols) in the folder's units, gives labels
+            (rows, cols). Ids outside the classes (no-data) count as errors where the truth is known.
+        folder: Data with labels; pairs without one are left out.
+        split: "train", "val" or "test".
+        progress: Counts tiles, with the mIoU so far.
+    Returns:
+        The confusion matrix over the whole split.
+    Raises:
+        DatasetError: no pair of the split has a label with a known pixel, or a file is faulty.
+        ValueError: `predict` gives another size than the label map's.
+    """
+    labelled = [pair for pair in folder.pairs(split) if pair.label is not None]
+    confusion = Confusion(folder.config.classes, ignore_index=folder.config.ignore_index)
+    for done, pair in enumerate(labelled):
+        progress(done, len(labelled), f"evaluate {split} mIoU {confusion.miou:.3f}")
+        truth = folder.load_label(pair)
+        confusion.add(truth, predict(folder.load_sar(pair)))
+    if confusion.pixels == 0:
+        raise DatasetError(
+            f"Split '{split}' of {folder.root} has no labelled pixel ({len(labelled)} label files, all of them "
+            f"ignore_index {folder.config.ignore_index}), so it cannot be scored. Add label/ files to the split, "
+            f"or choose another one with --split."
+        )
+    progress(len(labelled), len(labelled), f"evaluate {split} mIoU {confusion.miou:.3f}")
+    return confusion

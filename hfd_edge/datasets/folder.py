@@ -1,0 +1,388 @@
+"""The data folder: SAR, EO and label tiles that belong together by name.
+
+Two layouts, told apart by what is there:
+
+- `{train,val,test}/{sar,eo,label}/<name>.{png,tif}`;
+- one pool `{sar,eo,label}/<name>.{png,tif}` and `splits/<scheme>/{train,val,test}.txt`, one name a line.
+
+`dataset.toml` beside them says what classes and pixels are (`hfd_edge.config.DatasetConfig`). EO may be
+missing where only the SAR network looks (test); labels may be missing for pairs that only distil.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hfd_edge.config import DatasetConfig, read_toml
+from hfd_edge.errors import DatasetError, RadiometryError, RasterError
+from hfd_edge.files import sha256
+from hfd_edge.progress import Progress, silent
+from hfd_edge.raster.image import read_image
+from hfd_edge.sar.radiometry import check_units, valid_mask
+
+Array = NDArray[Any]
+
+CONFIG_NAME = "dataset.toml"
+SPLITS = ("train", "val", "test")
+KINDS = ("sar", "eo", "label")
+SUFFIXES = (".png", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The files of one tile; `eo` and `label` are None where there is none."""
+
+    name: str
+    sar: Path
+    eo: Path | None
+    label: Path | None
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """What one `{sar,eo,label}` level holds, and what is wrong with its names."""
+
+    pairs: dict[str, Pair]
+    faults: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PairFolder:
+    """A data folder on disk; nothing but names is kept in memory.
+
+    Attributes:
+        root: The folder that holds dataset.toml.
+        config: Its content.
+        scheme: Split scheme in use, for a pool with several; None otherwise.
+        schemes: Split schemes that the folder has; empty for the layout with split folders.
+    """
+
+    root: Path
+    config: DatasetConfig
+    scheme: str | None
+    schemes: tuple[str, ...]
+    _pools: dict[Path, _Pool] = field(default_factory=dict, repr=False, compare=False)
+    _sizes: dict[Path, tuple[int, int]] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def open(cls, root: Path, *, scheme: str | None = None) -> PairFolder:
+        """Read dataset.toml and find out the layout.
+
+        Args:
+            root: Folder that holds dataset.toml.
+            scheme: Split scheme under `splits/`. May stay None when there is only one; with several,
+                asking for a split then raises.
+        Raises:
+            DatasetError: no data folder, an unknown scheme, or both layouts at once.
+            RecipeError: dataset.toml has an unknown key or a value out of range.
+        """
+        root = Path(root)
+        if not (root / CONFIG_NAME).is_file():
+            raise DatasetError(
+                f"{root} is not a data folder: it has no {CONFIG_NAME}. Point --data at the folder that holds "
+                f"{CONFIG_NAME} and train/, val/, test/ (or sar/, eo/, label/ and splits/); "
+                f"'hfd-edge simulate DIR' writes an example."
+            )
+        config = read_toml(root / CONFIG_NAME, DatasetConfig)
+        schemes = _schemes(root)
+        if schemes and any((root / split).is_dir() for split in SPLITS):
+            raise DatasetError(
+                f"{root} has both splits/ and split folders ({', '.join(SPLITS)}). Keep one of the layouts."
+            )
+        if scheme is not None and scheme not in schemes:
+            have = ", ".join(schemes) if schemes else "none: its splits are the folders train/, val/, test/"
+            raise DatasetError(
+                f"{root} has no split scheme '{scheme}' (it has {have}). Correct 'split' in the recipe."
+            )
+        only = schemes[0] if scheme is None and len(schemes) == 1 else scheme
+        return cls(root=root, config=config, scheme=only, schemes=schemes)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Splits that exist, in the order train, val, test. Raises DatasetError when no scheme is chosen."""
+        if not self.schemes:
+            return tuple(split for split in SPLITS if (self.root / split).is_dir())
+        return tuple(split for split in SPLITS if self._list_file(split).is_file())
+
+    def pairs(self, split: str) -> tuple[Pair, ...]:
+        """The pairs of a split, sorted by name.
+
+        Raises:
+            DatasetError: no such split, no SAR files in it, a listed name without SAR file, or EO and
+                label files that no SAR file has the name of.
+        """
+        if split not in self.splits:
+            have = ", ".join(self.splits) or "none"
+            raise DatasetError(
+                f"{self.root} has no split '{split}' (it has {have}). Add it, or choose one of these."
+            )
+        pool = self._pool(self.root if self.schemes else self.root / split)
+        if pool.faults:
+            raise DatasetError(pool.faults[0])
+        if not self.schemes:
+            return tuple(pool.pairs[name] for name in sorted(pool.pairs))
+        names, faults = self._listed(split, pool)
+        if faults:
+            raise DatasetError(faults[0])
+        return tuple(pool.pairs[name] for name in names)
+
+    def load_sar(self, pair: Pair) -> Array:
+        """Read the SAR image as it is stored: (bands, rows, cols) in the units of dataset.toml.
+
+        Raises:
+            DatasetError: unreadable, another band count than dataset.toml, or no valid pixel at all.
+        """
+        sar = self.config.sar
+        image = _read(pair.sar)
+        if image.shape[0] != len(sar.bands):
+            raise DatasetError(
+                f"{pair.sar} has {image.shape[0]} bands, but {CONFIG_NAME} declares {len(sar.bands)} SAR bands "
+                f"({', '.join(sar.bands)}). Correct sar.bands, or replace the file."
+            )
+        if not valid_mask(image, units=sar.units, nodata=sar.nodata).any():
+            raise DatasetError(
+                f"{pair.sar} has no valid pixel: all {image.shape[1]}x{image.shape[2]} are NaN, zero or no-data "
+                f"(nodata = {sar.nodata}). Remove the pair, or correct sar.nodata in {CONFIG_NAME}."
+            )
+        self._sizes[pair.sar] = (image.shape[1], image.shape[2])
+        return image
+
+    def load_eo(self, pair: Pair) -> NDArray[np.float32]:
+        """Read the EO image as float32 (bands, rows, cols), stored values over eo.scale, limited to 0..1.
+
+        NaN comes out as 0.
+
+        Raises:
+            DatasetError: there is none, unreadable, another band count or size than declared, or most
+                values lie above eo.scale.
+        """
+        eo = self.config.eo
+        if eo is None or pair.eo is None:
+            raise DatasetError(
+                f"Pair '{pair.name}' has no EO image, which is needed here. Add eo/{pair.name}.png or .tif "
+                f"beside {pair.sar.parent.name}/, or leave the pair out of the split."
+            )
+        stored = _read(pair.eo)
+        if stored.shape[0] != len(eo.bands):
+            raise DatasetError(
+                f"{pair.eo} has {stored.shape[0]} bands, but {CONFIG_NAME} declares {len(eo.bands)} EO bands "
+                f"({', '.join(eo.bands)}). Correct eo.bands, or replace the file."
+            )
+        self._check_size(pair, pair.eo, stored)
+        if np.iscomplexobj(stored):
+            raise DatasetError(f"{pair.eo} is {stored.dtype}, but EO must be real. Was SAR put into eo/?")
+        image = np.nan_to_num(stored.astype(np.float32) / np.float32(eo.scale), nan=0.0, posinf=1.0, neginf=0.0)
+        if float(np.mean(image > 1)) > 0.5:
+            raise DatasetError(
+                f"{pair.eo}: most values lie above eo.scale = {eo.scale:g} (max {np.nanmax(stored):g}), which stands "
+                f"for reflectance 1. Set eo.scale in {CONFIG_NAME}, for example 10000 for Sentinel-2 reflectance."
+            )
+        return np.clip(image, 0.0, 1.0, out=image)
+
+    def load_label(self, pair: Pair) -> NDArray[np.uint8]:
+        """Read the label map (rows, cols).
+
+        Raises:
+            DatasetError: there is none, unreadable, not one integer band, another size than the SAR
+                image, or an id that is neither a class nor ignore_index.
+        """
+        if pair.label is None:
+            raise DatasetError(
+                f"Pair '{pair.name}' has no label, which is needed here. Add label/{pair.name}.png or .tif, "
+                f"or leave the pair out of the split."
+            )
+        stored = _read(pair.label)
+        if stored.shape[0] != 1 or stored.dtype.kind not in "iu":
+            raise DatasetError(
+                f"{pair.label} has {stored.shape[0]} bands of {stored.dtype}, but a label map has one integer band "
+                f"of class ids. Convert colours to ids (position in 'classes' of {CONFIG_NAME})."
+            )
+        self._check_size(pair, pair.label, stored)
+        self._check_ids(pair.label, stored)
+        return stored[0].astype(np.uint8)
+
+    def check(self, split: str | None = None, *, progress: Progress = silent) -> tuple[str, ...]:
+        """Read every file and list every fault, rather than raise on the first.
+
+        Args:
+            split: Only this split; None is all that there is.
+            progress: Counts pairs.
+        Returns:
+            One line a fault: file, fault, fix. Empty when all is well.
+        """
+        faults: list[str] = []
+        pairs = self._all_pairs(faults) if split is None else self.pairs(split)
+        for done, pair in enumerate(pairs):
+            progress(done, len(pairs), f"checking {pair.name}")
+            faults.extend(self._faults(pair))
+        progress(len(pairs), len(pairs), f"checked, {len(faults)} faults")
+        return tuple(faults)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of dataset.toml, of the split lists in use and of names, sizes and content of all files; hex."""
+        digest = hashlib.sha256((self.root / CONFIG_NAME).read_bytes())
+        if self.schemes and self.scheme is not None:
+            for split in self.splits:
+                digest.update(f"\n{split}:{','.join(pair.name for pair in self.pairs(split))}".encode())
+        for pair in self._all_pairs([]):
+            for path in (pair.sar, pair.eo, pair.label):
+                if path is not None:
+                    name = path.relative_to(self.root).as_posix()
+                    digest.update(f"\n{name} {path.stat().st_size} {sha256(path)}".encode())
+        return digest.hexdigest()
+
+    def _all_pairs(self, faults: list[str]) -> list[Pair]:
+        """Every pair on disk, in a fixed order; faults of names and lists are appended to `faults`."""
+        if not self.schemes:
+            pools = [self._pool(self.root / split) for split in self.splits]
+            if not pools:
+                faults.append(f"{self.root} has no train/, val/ or test/ folder. Add at least train/.")
+        else:
+            pools = [self._pool(self.root)]
+            for scheme in self.schemes if self.scheme is None else (self.scheme,):
+                for split in SPLITS:
+                    if (self.root / "splits" / scheme / f"{split}.txt").is_file():
+                        faults.extend(self._listed(split, pools[0], scheme=scheme)[1])
+        for pool in pools:
+            faults.extend(pool.faults)
+        return [pool.pairs[name] for pool in pools for name in sorted(pool.pairs)]
+
+    def _faults(self, pair: Pair) -> list[str]:
+        faults = []
+        try:
+            image = self.load_sar(pair)
+            check_units(image, units=self.config.sar.units, bands=len(self.config.sar.bands))
+        except DatasetError as error:
+            faults.append(str(error))
+        except RadiometryError as error:
+            faults.append(f"{pair.sar}: {error}")
+        loaders = ((pair.eo, self.load_eo), (pair.label, self.load_label))
+        for path, load in loaders:
+            try:
+                if path is not None:
+                    load(pair)
+            except DatasetError as error:
+                if str(error) not in faults:  # an unreadable SAR file fails each comparison of sizes
+                    faults.append(str(error))
+        return faults
+
+    def _check_size(self, pair: Pair, path: Path, stored: Array) -> None:
+        if pair.sar not in self._sizes:
+            image = _read(pair.sar)
+            self._sizes[pair.sar] = (image.shape[1], image.shape[2])
+        rows, cols = self._sizes[pair.sar]
+        if stored.shape[1:] != (rows, cols):
+            raise DatasetError(
+                f"{path} is {stored.shape[1]}x{stored.shape[2]} pixels (rows x cols), but {pair.sar} is {rows}x{cols}. "
+                f"Co-register and resample both to one grid."
+            )
+
+    def _check_ids(self, path: Path, stored: Array) -> None:
+        classes, ignore = len(self.config.classes), self.config.ignore_index
+        wrong = stored[((stored < 0) | (stored >= classes)) & (stored != ignore)]
+        if wrong.size:
+            ids = ", ".join(str(value) for value in np.unique(wrong)[:5])
+            raise DatasetError(
+                f"{path} holds label id {ids} on {wrong.size} pixels, but {CONFIG_NAME} has {classes} classes "
+                f"(0 to {classes - 1}) and ignore_index {ignore}. Add the class, or map these pixels to {ignore}."
+            )
+
+    def _pool(self, base: Path) -> _Pool:
+        if base not in self._pools:
+            self._pools[base] = _index(base)
+        return self._pools[base]
+
+    def _list_file(self, split: str) -> Path:
+        if self.scheme is None:
+            raise DatasetError(
+                f"{self.root} has several split schemes ({', '.join(self.schemes)}). "
+                f"Choose one: set 'split' in the recipe, or --set split={self.schemes[0]}."
+            )
+        return self.root / "splits" / self.scheme / f"{split}.txt"
+
+    def _listed(self, split: str, pool: _Pool, *, scheme: str | None = None) -> tuple[list[str], list[str]]:
+        """Names in a split list, sorted, and what is wrong with them."""
+        path = self.root / "splits" / scheme / f"{split}.txt" if scheme else self._list_file(split)
+        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+        names = sorted(_stem(line) for line in lines if line)
+        faults = [
+            f"{path} lists '{name}', but there is no sar/{name}.png or .tif. Add the file, or remove the line."
+            for name in names
+            if name not in pool.pairs
+        ]
+        twice = sorted({a for a, b in zip(names, names[1:], strict=False) if a == b})
+        faults += [f"{path} lists '{name}' more than once. Remove the extra lines." for name in twice]
+        if not names:
+            faults.append(f"{path} lists no pair. Write one name a line.")
+        return names, faults
+
+
+def _schemes(root: Path) -> tuple[str, ...]:
+    if not (root / "splits").is_dir():
+        return ()
+    found = (
+        entry.name
+        for entry in (root / "splits").iterdir()
+        if any((entry / f"{split}.txt").is_file() for split in SPLITS)
+    )
+    schemes = tuple(sorted(found))
+    if not schemes:
+        raise DatasetError(
+            f"{root / 'splits'} holds no scheme. Write splits/<scheme>/train.txt, val.txt and test.txt."
+        )
+    return schemes
+
+
+def _stem(line: str) -> str:
+    """A listed name without its image suffix; dots inside a name stay."""
+    for suffix in SUFFIXES:
+        if line.lower().endswith(suffix):
+            return line[: -len(suffix)]
+    return line
+
+
+def _index(base: Path) -> _Pool:
+    """Match the files of `base`/{sar,eo,label} by name."""
+    faults: list[str] = []
+    files = {kind: _files(base / kind, faults) for kind in KINDS}
+    if not files["sar"]:
+        faults.append(f"{base / 'sar'} holds no PNG or TIFF. Put one SAR image per pair there.")
+    for kind in ("eo", "label"):
+        for name in sorted(files[kind].keys() - files["sar"].keys()):
+            faults.append(
+                f"{files[kind][name]} has no SAR image of the same name in {base / 'sar'}. "
+                f"Rename it after its SAR image, or remove it."
+            )
+    pairs = {
+        name: Pair(name=name, sar=path, eo=files["eo"].get(name), label=files["label"].get(name))
+        for name, path in files["sar"].items()
+    }
+    return _Pool(pairs=pairs, faults=tuple(faults))
+
+
+def _files(folder: Path, faults: list[str]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    if not folder.is_dir():
+        return found
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+            continue
+        if path.stem in found:
+            faults.append(f"{path} and {found[path.stem].name} have the same name. Keep one of them.")
+        found[path.stem] = path
+    return found
+
+
+def _read(path: Path) -> Array:
+    try:
+        return read_image(path)
+    except RasterError as error:
+        raise DatasetError(f"{error} (while reading {path}; replace the file, or remove the pair)") from error

@@ -1,0 +1,258 @@
+"""SAR pixels to network input: the one value that training, calibration and runtime share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from hfd_edge.config import Units
+from hfd_edge.errors import RadiometryError
+from hfd_edge.sar import fast, radiometry
+
+Array = NDArray[Any]
+
+_BLOCK_PX = 1 << 18
+"""Pixels of one band that a worker holds at a time. Blocks of this size keep the double-precision sums of
+the speckle filter in the second-level cache; the result does not depend on it."""
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """Stored pixels to the domain of `clip`, from checked options."""
+
+    units: Units
+    looks: float
+    nodata: float | None
+    speckle: str
+    window_px: int
+
+    @property
+    def halo_px(self) -> int:
+        return 0 if self.speckle == "none" else fast.halo_px(self.speckle, window_px=self.window_px)
+
+    def values(self, image: Array) -> NDArray[np.float32]:
+        result = np.empty(image.shape, np.float32)
+
+        def work(top: int, bottom: int) -> None:
+            result[:, top:bottom] = self.rows(image, top, bottom)
+
+        _for_blocks(image.shape, work)
+        return result
+
+    def rows(self, image: Array, top: int, bottom: int) -> NDArray[np.float32]:
+        """Values of rows top..bottom, computed from those rows and their halo."""
+        first = max(top - self.halo_px, 0)
+        values = self._signal(image[:, first : bottom + self.halo_px])
+        return values[:, top - first : bottom - first]
+
+    def _signal(self, image: Array) -> NDArray[np.float32]:
+        if self.units == "stretched" or (self.units == "sigma0_db" and self.speckle == "none"):
+            values = image.astype(np.float32)
+            invalid = ~radiometry.valid_mask(image, units=self.units, nodata=self.nodata)
+        else:
+            values = self._despeckled_db(image)
+            # Power beyond float32 (amplitude above 1.8e19 or below 1e-23) is no measurement either.
+            invalid = ~np.isfinite(values).all(axis=0)
+        if invalid.any():
+            np.copyto(values, np.float32(np.nan), where=invalid)
+        return values
+
+    def _despeckled_db(self, image: Array) -> NDArray[np.float32]:
+        intensity = radiometry.to_intensity(image, units=self.units, nodata=self.nodata)
+        if self.speckle != "none":
+            intensity = fast.despeckle(
+                intensity, filter=self.speckle, window_px=self.window_px, looks=self.looks
+            )
+        return radiometry.intensity_to_db(intensity).astype(np.float32, copy=False)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How stored SAR pixels become network input; travels with the model.
+
+    The chain is stored pixels -> linear intensity -> speckle filter -> dB -> clip -> standardise, per
+    band. "stretched" products have no radiometry left, so they are only clipped and standardised.
+
+    Every output pixel depends only on the stored pixels within `halo_px` of it, bit for bit: a strip read
+    with that halo gives the same values as the whole scene.
+
+    Attributes:
+        units: What the stored pixels are.
+        looks: Equivalent number of looks, for the speckle filter.
+        nodata: Stored value that marks no-data. NaN always does, so NaN here becomes None.
+        speckle: "none" or a name in `hfd_edge.sar.FILTERS`.
+        window_px: Odd side of the speckle window; 7 for "refined_lee".
+        clip: Lowest and highest value per band, dB (stored values for "stretched").
+        mean: Mean per band after clipping, same units as `clip`.
+        std: Standard deviation per band after clipping, same units as `clip`.
+    """
+
+    units: Units
+    looks: float
+    nodata: float | None
+    speckle: str
+    window_px: int
+    clip: tuple[tuple[float, float], ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if self.nodata is not None and not math.isfinite(self.nodata):
+            object.__setattr__(self, "nodata", None)
+        _check_signal(self.units, self.looks, self.speckle, self.window_px)
+        _check_statistics(self.clip, self.mean, self.std)
+
+    @property
+    def bands(self) -> int:
+        """Number of SAR bands."""
+        return len(self.mean)
+
+    @property
+    def halo_px(self) -> int:
+        """Pixels around an area that its result depends on; 0 without a speckle filter."""
+        return self._chain.halo_px
+
+    @property
+    def logarithmic(self) -> bool:
+        """Whether clip, mean and std are in dB (a gain is then an offset)."""
+        return self.units != "stretched"
+
+    def values(self, image: Array) -> NDArray[np.float32]:
+        """Bring stored pixels to the domain of `clip`, before clipping.
+
+        Args:
+            image: Stored pixels (bands, rows, cols) in `units`.
+        Returns:
+            Despeckled dB (stored values for "stretched"), float32 (bands, rows, cols). NaN in all bands
+            where any band is invalid.
+        Raises:
+            RadiometryError: the pixels are not in `units`, or the band count differs.
+        """
+        radiometry.check_units(image, units=self.units, bands=self.bands, nodata=self.nodata)
+        return self._chain.values(image)
+
+    def __call__(self, image: Array) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Bring stored pixels to network input.
+
+        Args:
+            image: Stored pixels (bands, rows, cols) in `units`. An image without one valid pixel is legal.
+        Returns:
+            Clipped and standardised pixels, float32 (bands, rows, cols), 0 (the mean) at invalid pixels;
+            and which pixels are valid, bool (rows, cols).
+        Raises:
+            RadiometryError: the pixels are not in `units`, or the band count differs.
+        """
+        radiometry.check_units(image, units=self.units, bands=self.bands, nodata=self.nodata)
+        pixels = np.empty(image.shape, np.float32)
+        valid = np.empty(image.shape[1:], bool)
+        chain = self._chain
+
+        def work(top: int, bottom: int) -> None:
+            values = chain.rows(image, top, bottom)
+            invalid = np.isnan(values[0])
+            for band, (low, high), mean, std in zip(values, self.clip, self.mean, self.std, strict=True):
+                np.clip(band, np.float32(low), np.float32(high), out=band)
+                band -= np.float32(mean)
+                band /= np.float32(std)
+            if invalid.any():
+                np.copyto(values, np.float32(0), where=invalid)
+            pixels[:, top:bottom] = values
+            np.logical_not(invalid, out=valid[top:bottom])
+
+        _for_blocks(image.shape, work)
+        return pixels, valid
+
+    @property
+    def _chain(self) -> _Chain:
+        return _Chain(self.units, self.looks, self.nodata, self.speckle, self.window_px)
+
+
+def signal_values(
+    image: Array,
+    *,
+    units: Units,
+    looks: float,
+    nodata: float | None,
+    speckle: str,
+    window_px: int,
+) -> NDArray[np.float32]:
+    """Bring stored pixels to the domain in which statistics are taken, before any are known.
+
+    Args:
+        image: Stored pixels (bands, rows, cols) in `units`.
+        units: What the stored pixels are.
+        looks: Equivalent number of looks.
+        nodata: Stored value that marks no-data, if there is one.
+        speckle: "none" or a name in `hfd_edge.sar.FILTERS`.
+        window_px: Odd side of the speckle window.
+    Returns:
+        As `Preprocessing.values`.
+    Raises:
+        RadiometryError: the pixels are not in `units`, or an option is out of range.
+    """
+    _check_signal(units, looks, speckle, window_px)
+    bands = image.shape[0] if image.ndim == 3 else 1
+    radiometry.check_units(image, units=units, bands=bands, nodata=nodata)
+    return _Chain(units, looks, nodata, speckle, window_px).values(image)
+
+
+def _for_blocks(shape: tuple[int, ...], work: Callable[[int, int], None]) -> None:
+    """Run work(top, bottom) over blocks of rows, on as many threads as OpenCV may use.
+
+    NumPy and OpenCV release the interpreter lock, so threads do run side by side;
+    `cv2.setNumThreads(1)` makes it sequential.
+    """
+    rows, cols = shape[1:]
+    step = max(_BLOCK_PX // cols, 8)
+    tops = range(0, rows, step)
+    bottoms = [min(top + step, rows) for top in tops]
+    threads = min(max(cv2.getNumThreads(), 1), len(tops))
+    if threads == 1:
+        for top, bottom in zip(tops, bottoms, strict=True):
+            work(top, bottom)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, tops, bottoms))
+
+
+def _check_signal(units: Units, looks: float, speckle: str, window_px: int) -> None:
+    if not (looks > 0 and math.isfinite(looks)):
+        raise RadiometryError(f"looks is {looks}, but must be positive and finite; 1 is single-look.")
+    if speckle == "none":
+        return
+    fast.check_window(speckle, window_px=window_px)
+    if units == "stretched":
+        raise RadiometryError(
+            f'speckle is "{speckle}", but a "stretched" product has no speckle statistics left to filter by. '
+            'Set speckle = "none", or declare the units that the pixels really have.'
+        )
+
+
+def _check_statistics(
+    clip: tuple[tuple[float, float], ...], mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    if not len(clip) == len(mean) == len(std) >= 1:
+        raise RadiometryError(
+            f"clip, mean and std are for {len(clip)}, {len(mean)} and {len(std)} bands, "
+            "but must have one entry per band each."
+        )
+    for band, (low, high) in enumerate(clip):
+        if not (low < high and math.isfinite(low) and math.isfinite(high)):
+            raise RadiometryError(
+                f"clip of band {band} is ({low}, {high}), but must be finite with low below high."
+            )
+    for band, (centre, spread) in enumerate(zip(mean, std, strict=True)):
+        if not math.isfinite(centre):
+            raise RadiometryError(f"mean of band {band} is {centre}, but must be finite.")
+        if not (spread > 0 and math.isfinite(spread)):
+            raise RadiometryError(
+                f"std of band {band} is {spread}, but must be positive and finite. "
+                "A constant band carries nothing to learn from: check the training tiles."
+            )

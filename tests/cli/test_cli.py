@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import hfd_edge
+from hfd_edge.cli import app
+from hfd_edge.cli.run import _destinations
+
+COMMANDS = [
+    [],
+    *[
+        [name]
+        for name in "demo simulate data train evaluate export quantize build predict inspect doctor".split()
+    ],
+    ["data", "convert"],
+    ["data", "check"],
+    ["train", "teacher"],
+    ["train", "student"],
+]
+HEAVY = ["torch", "timm", "lightning_fabric", "onnx", "modelopt", "tensorrt_rtx", "matplotlib", "safetensors"]
+
+runner = CliRunner()
+
+
+def call(*arguments: str | Path) -> tuple[int, str, str]:
+    result = runner.invoke(app, [str(a) for a in arguments])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def without_heavy_packages(code: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a fresh interpreter in which importing a heavy package fails."""
+    block = f"import sys; sys.modules.update(dict.fromkeys({HEAVY!r}))\n"
+    return subprocess.run([sys.executable, "-c", block + code], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_teaches(command: list[str]) -> None:
+    status, out, _ = call(*command, "--help")
+    assert status == 0
+    assert "Usage:" in out
+    assert len(out) > 300
+
+
+def test_import_and_help_never_need_a_heavy_package() -> None:
+    done = without_heavy_packages(
+        "import hfd_edge, hfd_edge.cli\nhfd_edge.Bundle; hfd_edge.Segmenter\n"
+        "from typer.testing import CliRunner\n"
+        "r = CliRunner().invoke(hfd_edge.cli.app, ['--help']); print(r.stdout); sys.exit(r.exit_code)"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "predict" in done.stdout
+
+
+def test_import_is_light() -> None:
+    code = "import sys, hfd_edge; print(sorted({'numpy', 'cv2', 'torch', 'pydantic'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_unknown_attribute() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        hfd_edge.Nothing  # noqa: B018
+
+
+def test_version() -> None:
+    status, out, _ = call("--version")
+    assert (status, out.strip()) == (0, f"hfd-edge {hfd_edge.__version__}")
+
+
+def test_doctor_json_is_one_object_and_names_fixes() -> None:
+    status, out, _ = call("doctor", "--json")
+    assert status == 0
+    checks = json.loads(out)["checks"]
+    assert checks["runtime on a CPU"]["ok"] is True
+    for check in checks.values():
+        assert check["ok"] or check["fix"]
+
+
+def test_doctor_names_the_extra_of_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hfd_edge.cli import checks
+
+    monkeypatch.setattr(checks, "_version", lambda package: None if package == "torch" else "1.0")
+    training = next(c for c in checks.machine_checks() if c.name == "training")
+    assert not training.ok
+    assert training.fix == "pip install 'hfd-edge[train]'  (brings torch)"
+
+
+def test_own_errors_exit_with_1_and_one_line(tmp_path: Path) -> None:
+    status, out, err = call("inspect", tmp_path)
+    assert status == 1
+    assert out == ""
+    assert re.fullmatch(r"error: .* is not a bundle .*Check the path\.\n", err)
+
+
+def test_debug_shows_the_error_itself(tmp_path: Path) -> None:
+    result = runner.invoke(app, ["--debug", "inspect", str(tmp_path)])
+    assert isinstance(result.exception, hfd_edge.HfdEdgeError)
+
+
+def test_wrong_use_exits_with_2(tmp_path: Path) -> None:
+    assert call("predict")[0] == 2
+    assert call("no-such-command")[0] == 2
+
+
+def test_missing_extra_is_named() -> None:
+    done = without_heavy_packages(
+        "from hfd_edge.cli import main\n"
+        "sys.argv = 'hfd-edge train teacher r.toml --data d --out o'.split()\nmain()"
+    )
+    assert done.returncode == 1
+    assert "hfd-edge[train]" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_destinations(tmp_path: Path) -> None:
+    assert _destinations([Path("a.tif")], tmp_path / "mask.tif") == [tmp_path / "mask.tif"]
+    assert _destinations([Path("a.png")], tmp_path) == [tmp_path / "a.tif"]
+    assert _destinations([Path("a.png"), Path("b.tif")], Path("out")) == [
+        Path("out/a.tif"),
+        Path("out/b.tif"),
+    ]
+
+
+def test_scenes_of_one_name_are_refused(tmp_path: Path) -> None:
+    status, _, err = call("predict", tmp_path, "x/a.tif", "y/a.tif", "--out", tmp_path / "out")
+    assert status == 2
+    assert "would be called a.tif" in err or "called a.tif" in err
