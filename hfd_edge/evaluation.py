@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hfd_edge.bundle import Bundle
 from hfd_edge.datasets.evaluate import evaluate
 from hfd_edge.datasets.folder import PairFolder
 from hfd_edge.errors import BundleError, DatasetError
 from hfd_edge.progress import Progress, silent
+
+Array = NDArray[Any]
+Predict = Callable[[Array], NDArray[np.uint8]]
+"""Stored SAR image (bands, rows, cols) to labels (rows, cols)."""
 
 
 def measure(
@@ -25,62 +34,100 @@ def measure(
     """Measure a model on a labelled split.
 
     Args:
-        model: Run folder or bundle.
+        model: Run folder (a teacher is scored on EO, a student on SAR) or bundle.
         data: Data folder.
         split: "train", "val" or "test".
         scheme: Split scheme of the data folder; None takes the recipe's that the model was trained with.
         precision: Variant of a bundle; a run has fp32 alone.
         backend: Runtime backend of a bundle.
+        progress: Counts tiles.
     Returns:
         miou, iou per class, accuracy (0 to 1), pixels, tiles, backend, precision, split.
     Raises:
         DatasetError: the data do not fit the model, or the split has no labels.
         BundleError: `model` is neither a run nor a bundle, or a run was asked for another precision.
     """
-    if (model / "run.json").is_file():
-        if precision != "fp32":
-            raise BundleError(
-                f"{model} is a run folder, which has fp32 weights only, not {precision}. Export and quantize "
-                "it, then evaluate the bundle."
-            )
-        from hfd_edge.hfdnet.run import Run
+    folder = open_folder(model, data, scheme=scheme)
+    if _is_run(model):
         from hfd_edge.training.evaluate import evaluate_run
 
-        run = Run.open(model)
-        folder = PairFolder.open(data, scheme=scheme or run.recipe.split)
+        run = _open_run(model, precision)
         return {**evaluate_run(run, folder, split=split, progress=progress), "split": split}
-    return {
-        **_measure_bundle(
-            Bundle.open(model), data, split, scheme, precision=precision, backend=backend, progress=progress
-        ),
-        "split": split,
-    }
-
-
-def _measure_bundle(
-    bundle: Bundle,
-    data: Path,
-    split: str,
-    scheme: str | None,
-    *,
-    precision: str,
-    backend: str,
-    progress: Progress,
-) -> dict[str, Any]:
+    bundle = Bundle.open(model)
+    _check_data(bundle, folder)
     from hfd_edge.runtime.segmenter import Segmenter
 
+    with Segmenter(bundle, backend=backend, precision=precision) as segment:
+        scores = evaluate(segment, folder, split=split, progress=progress).scores()
+        return {**scores, "backend": segment.backend, "precision": segment.precision, "split": split}
+
+
+@contextmanager
+def open_predictor(model: Path, *, precision: str = "fp32", backend: str = "auto") -> Iterator[Predict]:
+    """Open a student's run or a bundle as a function from stored SAR pixels to labels.
+
+    Raises:
+        BundleError: `model` is neither, or is a teacher, which does not take SAR.
+    """
+    if not _is_run(model):
+        from hfd_edge.runtime.segmenter import Segmenter
+
+        with Segmenter(Bundle.open(model), backend=backend, precision=precision) as segment:
+            yield segment
+        return
+    run = _open_run(model, precision)
+    preprocessing = run.info.preprocessing
+    if preprocessing is None:
+        raise BundleError(f"{model} is a teacher, which takes EO images. Give a student's run or a bundle.")
+    import torch
+
+    from hfd_edge.training.evaluate import NODATA_LABEL, predict_labels
+
+    network, device = run.network(), torch.device("cpu")
+
+    def predict(image: Array) -> NDArray[np.uint8]:
+        pixels, valid = preprocessing(image)
+        labels = predict_labels(network, pixels[None], device=device)[0]
+        return np.where(valid, labels, np.uint8(NODATA_LABEL))
+
+    yield predict
+
+
+def open_folder(model: Path, data: Path, *, scheme: str | None = None) -> PairFolder:
+    """Open a data folder under the split scheme that a run or bundle was trained with, unless told."""
+    if scheme is None and _is_run(model):
+        from hfd_edge.hfdnet.run import Run
+
+        scheme = Run.open(model).recipe.split
+    elif scheme is None:
+        scheme = Bundle.open(model).manifest.provenance.recipe.get("split")
+    return PairFolder.open(data, scheme=scheme)
+
+
+def _is_run(model: Path) -> bool:
+    return (model / "run.json").is_file()
+
+
+def _open_run(model: Path, precision: str) -> Any:
+    from hfd_edge.hfdnet.run import Run
+
+    if precision != "fp32":
+        raise BundleError(
+            f"{model} is a run folder, which has fp32 weights only, not {precision}. Export and quantize "
+            "it, then evaluate the bundle."
+        )
+    return Run.open(model)
+
+
+def _check_data(bundle: Bundle, folder: PairFolder) -> None:
     manifest = bundle.manifest
-    folder = PairFolder.open(data, scheme=scheme or manifest.provenance.recipe.get("split"))
     if folder.config.classes != manifest.classes:
         raise DatasetError(
-            f"{data} has classes {list(folder.config.classes)}, but the bundle was trained for "
+            f"{folder.root} has classes {list(folder.config.classes)}, but the bundle was trained for "
             f"{list(manifest.classes)}. Evaluate on data with the same classes in the same order."
         )
     if folder.config.sar != manifest.sar:
         raise DatasetError(
-            f"{data} declares SAR input {folder.config.sar}, but the bundle expects {manifest.sar}. "
+            f"{folder.root} declares SAR input {folder.config.sar}, but the bundle expects {manifest.sar}. "
             "Convert the data, or correct [sar] in its dataset.toml."
         )
-    with Segmenter(bundle, backend=backend, precision=precision) as segment:
-        confusion = evaluate(segment, folder, split=split, progress=progress)
-        return {**confusion.scores(), "backend": segment.backend, "precision": segment.precision}

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hfd_edge.cli import app
 from hfd_edge.cli.common import Json, show
+
+if TYPE_CHECKING:
+    from hfd_edge.datasets.folder import PairFolder
 
 folder_app = typer.Typer(
     no_args_is_help=True, help="Bring data into the project's folder layout and check it."
@@ -75,24 +78,29 @@ def check(
     folder: Annotated[Path, typer.Argument(help="Data folder.", metavar="DIR")], json: Json = False
 ) -> None:
     """Read every file of a data folder and list what is wrong with it; exit code 1 if anything is."""
-    from hfd_edge.datasets.folder import PairFolder, scheme_names
     from hfd_edge.report.console import bars
 
     faults: list[str] = []
     with bars() as progress:
-        for scheme in scheme_names(folder):
-            faults += PairFolder.open(folder, scheme=scheme).check(progress=progress)
+        for _, opened in _open_schemes(folder):
+            faults += opened.check(progress=progress)
     _report_folder(folder, as_json=json, faults=sorted(set(faults)))
 
 
-def _report_folder(path: Path, *, as_json: bool, faults: list[str] | None = None) -> None:
-    from hfd_edge.datasets.folder import PairFolder, scheme_names
+def _open_schemes(path: Path) -> list[tuple[str, PairFolder]]:
+    """The folder under each of its split schemes, or once, as "", when it has none."""
+    from hfd_edge.datasets.folder import PairFolder
 
-    pairs = {}
-    for scheme in scheme_names(path):
-        folder = PairFolder.open(path, scheme=scheme)
-        pairs.update({f"{scheme}/{s}" if scheme else s: len(folder.pairs(s)) for s in folder.splits})
-    result = {"folder": str(path), "classes": ", ".join(folder.config.classes), "pairs": pairs}
+    folder = PairFolder.open(path)
+    if not folder.schemes:
+        return [("", folder)]
+    return [(f"{scheme}/", PairFolder.open(path, scheme=scheme)) for scheme in folder.schemes]
+
+
+def _report_folder(path: Path, *, as_json: bool, faults: list[str] | None = None) -> None:
+    opened = _open_schemes(path)
+    pairs = {f"{prefix}{split}": len(one.pairs(split)) for prefix, one in opened for split in one.splits}
+    result = {"folder": str(path), "classes": list(opened[0][1].config.classes), "pairs": pairs}
     if faults is not None:
         result["faults"] = faults
     show(result, as_json=as_json, title="Data folder")

@@ -66,19 +66,28 @@ def evaluate(
     scheme: Scheme = None,
     precision: Annotated[str, typer.Option(help="Bundle variant: fp32, fp16 or int8.")] = "fp32",
     backend: Annotated[str, typer.Option(help="Runtime backend of a bundle.")] = "auto",
+    pictures: Annotated[
+        Path | None, typer.Option(help="PNG to draw: tiles with SAR, EO, truth and prediction.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Measure accuracy on a labelled split: mIoU and IoU per class, from one confusion matrix.
 
     Example: `hfd-edge evaluate flood.hfd --data data/ombria --scheme spatial --precision int8`
     """
-    from hfd_edge.evaluation import measure
+    from hfd_edge.evaluation import measure, open_folder, open_predictor
     from hfd_edge.report.console import bars
 
     with bars() as progress:
         scores = measure(
             model, data, split=split, scheme=scheme, precision=precision, backend=backend, progress=progress
         )
+        if pictures:
+            from hfd_edge.report.tiles import write_tiles
+
+            with open_predictor(model, precision=precision, backend=backend) as predict:
+                folder = open_folder(model, data, scheme=scheme)
+                write_tiles(folder, {precision: predict}, pictures, split=split)
     show(scores, as_json=json, title=f"{model.name} on {split}")
 
 
@@ -108,4 +117,5 @@ def _train(
             on_epoch=lambda path, history: plot_curves(history, path / "curves.png"),
             **options,
         )
-    show({"run": str(run.path), **run.metrics()}, as_json=as_json, title=f"Trained {out.name}")
+    scores = {name: value for name, value in run.metrics().items() if name != "history"}
+    show({"run": str(run.path), **scores}, as_json=as_json, title=f"Trained {out.name}")

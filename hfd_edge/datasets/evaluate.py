@@ -45,8 +45,8 @@ def evaluate(
         confusion.add(truth, predict(folder.load_sar(pair)))
     if confusion.pixels == 0:
         raise DatasetError(
-            f"Split '{split}' of {folder.root} has no labelled pixel ({len(labelled)} label files, all of them "
-            f"ignore_index {folder.config.ignore_index}), so it cannot be scored. Add label/ files to the split, "
+            f"Split '{split}' of {folder.root} has no labelled pixel ({len(labelled)} label files, all "
+            f"ignore_index {folder.config.ignore_index}), so it cannot be scored. Add label/ files to it, "
             f"or choose another one with --split."
         )
     progress(len(labelled), len(labelled), f"evaluate {split} mIoU {confusion.miou:.3f}")

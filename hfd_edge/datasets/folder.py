@@ -12,6 +12,7 @@ missing where only the SAR network looks (test); labels may be missing for pairs
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfd_edge.config import DatasetConfig, read_toml
+from hfd_edge.datasets.layout import CONFIG_NAME, SPLITS, Pair, Pool, find_schemes, index_pool, read_list
 from hfd_edge.errors import DatasetError, RadiometryError, RasterError
 from hfd_edge.files import sha256
 from hfd_edge.progress import Progress, silent
@@ -28,29 +30,6 @@ from hfd_edge.raster.image import read_image
 from hfd_edge.sar.radiometry import check_units, valid_mask
 
 Array = NDArray[Any]
-
-CONFIG_NAME = "dataset.toml"
-SPLITS = ("train", "val", "test")
-KINDS = ("sar", "eo", "label")
-SUFFIXES = (".png", ".tif", ".tiff")
-
-
-@dataclass(frozen=True)
-class Pair:
-    """The files of one tile; `eo` and `label` are None where there is none."""
-
-    name: str
-    sar: Path
-    eo: Path | None
-    label: Path | None
-
-
-@dataclass(frozen=True)
-class _Pool:
-    """What one `{sar,eo,label}` level holds, and what is wrong with its names."""
-
-    pairs: dict[str, Pair]
-    faults: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -68,8 +47,8 @@ class PairFolder:
     config: DatasetConfig
     scheme: str | None
     schemes: tuple[str, ...]
-    _pools: dict[Path, _Pool] = field(default_factory=dict, repr=False, compare=False)
-    _sizes: dict[Path, tuple[int, int]] = field(default_factory=dict, repr=False, compare=False)
+    _pools: dict[Path, Pool] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _sizes: dict[Path, tuple[int, int]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def open(cls, root: Path, *, scheme: str | None = None) -> PairFolder:
@@ -86,12 +65,12 @@ class PairFolder:
         root = Path(root)
         if not (root / CONFIG_NAME).is_file():
             raise DatasetError(
-                f"{root} is not a data folder: it has no {CONFIG_NAME}. Point --data at the folder that holds "
-                f"{CONFIG_NAME} and train/, val/, test/ (or sar/, eo/, label/ and splits/); "
+                f"{root} is not a data folder: it has no {CONFIG_NAME}. Point --data at the folder that "
+                f"holds {CONFIG_NAME} and train/, val/, test/ (or sar/, eo/, label/ and splits/); "
                 f"'hfd-edge simulate DIR' writes an example."
             )
         config = read_toml(root / CONFIG_NAME, DatasetConfig)
-        schemes = _schemes(root)
+        schemes = find_schemes(root)
         if schemes and any((root / split).is_dir() for split in SPLITS):
             raise DatasetError(
                 f"{root} has both splits/ and split folders ({', '.join(SPLITS)}). Keep one of the layouts."
@@ -128,7 +107,7 @@ class PairFolder:
             raise DatasetError(pool.faults[0])
         if not self.schemes:
             return tuple(pool.pairs[name] for name in sorted(pool.pairs))
-        names, faults = self._listed(split, pool)
+        names, faults = read_list(self._list_file(split), pool)
         if faults:
             raise DatasetError(faults[0])
         return tuple(pool.pairs[name] for name in names)
@@ -137,19 +116,23 @@ class PairFolder:
         """Read the SAR image as it is stored: (bands, rows, cols) in the units of dataset.toml.
 
         Raises:
-            DatasetError: unreadable, another band count than dataset.toml, or no valid pixel at all.
+            DatasetError: unreadable, not the bands or units of dataset.toml, or no valid pixel at all.
         """
         sar = self.config.sar
         image = _read(pair.sar)
         if image.shape[0] != len(sar.bands):
             raise DatasetError(
-                f"{pair.sar} has {image.shape[0]} bands, but {CONFIG_NAME} declares {len(sar.bands)} SAR bands "
-                f"({', '.join(sar.bands)}). Correct sar.bands, or replace the file."
+                f"{pair.sar} has {image.shape[0]} bands, but {CONFIG_NAME} declares {len(sar.bands)} SAR "
+                f"bands ({', '.join(sar.bands)}). Correct sar.bands, or replace the file."
             )
+        try:
+            check_units(image, units=sar.units, bands=len(sar.bands), nodata=sar.nodata)
+        except RadiometryError as error:
+            raise DatasetError(f"{pair.sar}: {error}") from error
         if not valid_mask(image, units=sar.units, nodata=sar.nodata).any():
             raise DatasetError(
-                f"{pair.sar} has no valid pixel: all {image.shape[1]}x{image.shape[2]} are NaN, zero or no-data "
-                f"(nodata = {sar.nodata}). Remove the pair, or correct sar.nodata in {CONFIG_NAME}."
+                f"{pair.sar} has no valid pixel: all {image.shape[1]}x{image.shape[2]} are NaN, zero or "
+                f"no-data (nodata = {sar.nodata}). Remove the pair, or correct sar.nodata in {CONFIG_NAME}."
             )
         self._sizes[pair.sar] = (image.shape[1], image.shape[2])
         return image
@@ -178,11 +161,13 @@ class PairFolder:
         self._check_size(pair, pair.eo, stored)
         if np.iscomplexobj(stored):
             raise DatasetError(f"{pair.eo} is {stored.dtype}, but EO must be real. Was SAR put into eo/?")
-        image = np.nan_to_num(stored.astype(np.float32) / np.float32(eo.scale), nan=0.0, posinf=1.0, neginf=0.0)
+        image = np.nan_to_num(
+            stored.astype(np.float32) / np.float32(eo.scale), nan=0.0, posinf=1.0, neginf=0.0
+        )
         if float(np.mean(image > 1)) > 0.5:
             raise DatasetError(
-                f"{pair.eo}: most values lie above eo.scale = {eo.scale:g} (max {np.nanmax(stored):g}), which stands "
-                f"for reflectance 1. Set eo.scale in {CONFIG_NAME}, for example 10000 for Sentinel-2 reflectance."
+                f"{pair.eo}: most values lie above eo.scale = {eo.scale:g} (max {np.nanmax(stored):g}), "
+                f"which stands for reflectance 1. Set eo.scale in {CONFIG_NAME}; Sentinel-2 has 10000."
             )
         return np.clip(image, 0.0, 1.0, out=image)
 
@@ -201,8 +186,8 @@ class PairFolder:
         stored = _read(pair.label)
         if stored.shape[0] != 1 or stored.dtype.kind not in "iu":
             raise DatasetError(
-                f"{pair.label} has {stored.shape[0]} bands of {stored.dtype}, but a label map has one integer band "
-                f"of class ids. Convert colours to ids (position in 'classes' of {CONFIG_NAME})."
+                f"{pair.label} has {stored.shape[0]} bands of {stored.dtype}, but a label map has one "
+                f"integer band of class ids. Convert colours to ids (position in 'classes' of {CONFIG_NAME})."
             )
         self._check_size(pair, pair.label, stored)
         self._check_ids(pair.label, stored)
@@ -227,7 +212,7 @@ class PairFolder:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of dataset.toml, of the split lists in use and of names, sizes and content of all files; hex."""
+        """Hash of dataset.toml, the split lists in use, and names, sizes and content of all files; hex."""
         digest = hashlib.sha256((self.root / CONFIG_NAME).read_bytes())
         if self.schemes and self.scheme is not None:
             for split in self.splits:
@@ -248,23 +233,22 @@ class PairFolder:
         else:
             pools = [self._pool(self.root)]
             for scheme in self.schemes if self.scheme is None else (self.scheme,):
-                for split in SPLITS:
-                    if (self.root / "splits" / scheme / f"{split}.txt").is_file():
-                        faults.extend(self._listed(split, pools[0], scheme=scheme)[1])
+                lists = (self.root / "splits" / scheme / f"{split}.txt" for split in SPLITS)
+                for path in lists:
+                    if path.is_file():
+                        faults.extend(read_list(path, pools[0])[1])
         for pool in pools:
             faults.extend(pool.faults)
         return [pool.pairs[name] for pool in pools for name in sorted(pool.pairs)]
 
     def _faults(self, pair: Pair) -> list[str]:
-        faults = []
-        try:
-            image = self.load_sar(pair)
-            check_units(image, units=self.config.sar.units, bands=len(self.config.sar.bands))
-        except DatasetError as error:
-            faults.append(str(error))
-        except RadiometryError as error:
-            faults.append(f"{pair.sar}: {error}")
-        loaders = ((pair.eo, self.load_eo), (pair.label, self.load_label))
+        """What is wrong with the files of one pair."""
+        faults: list[str] = []
+        loaders: tuple[tuple[Path | None, Callable[[Pair], Array]], ...] = (
+            (pair.sar, self.load_sar),
+            (pair.eo, self.load_eo),
+            (pair.label, self.load_label),
+        )
         for path, load in loaders:
             try:
                 if path is not None:
@@ -281,8 +265,8 @@ class PairFolder:
         rows, cols = self._sizes[pair.sar]
         if stored.shape[1:] != (rows, cols):
             raise DatasetError(
-                f"{path} is {stored.shape[1]}x{stored.shape[2]} pixels (rows x cols), but {pair.sar} is {rows}x{cols}. "
-                f"Co-register and resample both to one grid."
+                f"{path} is {stored.shape[1]}x{stored.shape[2]} pixels (rows x cols), but {pair.sar} is "
+                f"{rows}x{cols}. Co-register and resample both to one grid."
             )
 
     def _check_ids(self, path: Path, stored: Array) -> None:
@@ -291,13 +275,14 @@ class PairFolder:
         if wrong.size:
             ids = ", ".join(str(value) for value in np.unique(wrong)[:5])
             raise DatasetError(
-                f"{path} holds label id {ids} on {wrong.size} pixels, but {CONFIG_NAME} has {classes} classes "
-                f"(0 to {classes - 1}) and ignore_index {ignore}. Add the class, or map these pixels to {ignore}."
+                f"{path} holds label id {ids} on {wrong.size} pixels, but {CONFIG_NAME} has {classes} "
+                f"classes (0 to {classes - 1}) and ignore_index {ignore}. Add the class, or map these pixels "
+                f"to {ignore}."
             )
 
-    def _pool(self, base: Path) -> _Pool:
+    def _pool(self, base: Path) -> Pool:
         if base not in self._pools:
-            self._pools[base] = _index(base)
+            self._pools[base] = index_pool(base)
         return self._pools[base]
 
     def _list_file(self, split: str) -> Path:
@@ -308,77 +293,14 @@ class PairFolder:
             )
         return self.root / "splits" / self.scheme / f"{split}.txt"
 
-    def _listed(self, split: str, pool: _Pool, *, scheme: str | None = None) -> tuple[list[str], list[str]]:
-        """Names in a split list, sorted, and what is wrong with them."""
-        path = self.root / "splits" / scheme / f"{split}.txt" if scheme else self._list_file(split)
-        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
-        names = sorted(_stem(line) for line in lines if line)
-        faults = [
-            f"{path} lists '{name}', but there is no sar/{name}.png or .tif. Add the file, or remove the line."
-            for name in names
-            if name not in pool.pairs
-        ]
-        twice = sorted({a for a, b in zip(names, names[1:], strict=False) if a == b})
-        faults += [f"{path} lists '{name}' more than once. Remove the extra lines." for name in twice]
-        if not names:
-            faults.append(f"{path} lists no pair. Write one name a line.")
-        return names, faults
 
+def scheme_names(root: Path) -> tuple[str | None, ...]:
+    """What `PairFolder.open` takes as scheme for each split scheme; (None,) for split folders.
 
-def _schemes(root: Path) -> tuple[str, ...]:
-    if not (root / "splits").is_dir():
-        return ()
-    found = (
-        entry.name
-        for entry in (root / "splits").iterdir()
-        if any((entry / f"{split}.txt").is_file() for split in SPLITS)
-    )
-    schemes = tuple(sorted(found))
-    if not schemes:
-        raise DatasetError(
-            f"{root / 'splits'} holds no scheme. Write splits/<scheme>/train.txt, val.txt and test.txt."
-        )
-    return schemes
-
-
-def _stem(line: str) -> str:
-    """A listed name without its image suffix; dots inside a name stay."""
-    for suffix in SUFFIXES:
-        if line.lower().endswith(suffix):
-            return line[: -len(suffix)]
-    return line
-
-
-def _index(base: Path) -> _Pool:
-    """Match the files of `base`/{sar,eo,label} by name."""
-    faults: list[str] = []
-    files = {kind: _files(base / kind, faults) for kind in KINDS}
-    if not files["sar"]:
-        faults.append(f"{base / 'sar'} holds no PNG or TIFF. Put one SAR image per pair there.")
-    for kind in ("eo", "label"):
-        for name in sorted(files[kind].keys() - files["sar"].keys()):
-            faults.append(
-                f"{files[kind][name]} has no SAR image of the same name in {base / 'sar'}. "
-                f"Rename it after its SAR image, or remove it."
-            )
-    pairs = {
-        name: Pair(name=name, sar=path, eo=files["eo"].get(name), label=files["label"].get(name))
-        for name, path in files["sar"].items()
-    }
-    return _Pool(pairs=pairs, faults=tuple(faults))
-
-
-def _files(folder: Path, faults: list[str]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    if not folder.is_dir():
-        return found
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
-            continue
-        if path.stem in found:
-            faults.append(f"{path} and {found[path.stem].name} have the same name. Keep one of them.")
-        found[path.stem] = path
-    return found
+    Raises:
+        DatasetError: as `PairFolder.open`.
+    """
+    return PairFolder.open(root).schemes or (None,)
 
 
 def _read(path: Path) -> Array:

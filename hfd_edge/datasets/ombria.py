@@ -4,7 +4,7 @@ The authors' layout is `OmbriaS1/{train,test}/{AFTER,MASK}/S1_{after,mask}_NNNN.
 `OmbriaS2/{train,test}/AFTER/S2_after_NNNN.png`. Copies that carry `label/<scene>_NNNN.png` (0 dry, 1 flood,
 255 void) and `splits/<scheme>/{train,val,test}.txt` beside it are converted with these.
 
-Source: Drakonakis et al. (2022), "OmbriaNet", IEEE JSTARS 15, doi 10.1109/JSTARS.2022.3155559.
+Source: Drakonakis et al. (2022), "OmbriaNet", IEEE JSTARS.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ CONFIG = DatasetConfig(
     sar=SarInput(bands=("sar",), units="stretched"),
     eo=EoInput(bands=("red", "green", "blue"), scale=255.0),
     source=(
-        "OMBRIA, github.com/geodrak/OMBRIA; cite Drakonakis et al., OmbriaNet, IEEE JSTARS 2022. The authors "
-        "state no licence: do not redistribute. SAR is stretched to 8 bits per tile (no absolute radiometry), "
-        "EO is a false-colour composite, labels are the mapped flood, not permanent water."
+        "OMBRIA, github.com/geodrak/OMBRIA; cite Drakonakis et al., OmbriaNet, IEEE JSTARS 2022. The "
+        "authors state no licence: do not redistribute. SAR is stretched to 8 bits per tile (no absolute "
+        "radiometry), EO is a false-colour composite, labels are the mapped flood, not permanent water."
     ),
 )
 
@@ -106,7 +106,9 @@ def _tiles(src: Path, given: dict[int, str]) -> list[_Tile]:
             )
             for path in (tile.eo, tile.mask):
                 if not path.is_file():
-                    raise DatasetError(f"{sar} has no partner {path}. Fetch the missing file, or remove the tile.")
+                    raise DatasetError(
+                        f"{sar} has no partner {path}. Fetch the missing file, or remove the tile."
+                    )
             tiles.append(tile)
     if not tiles:
         raise DatasetError(
@@ -123,7 +125,9 @@ def _tiles(src: Path, given: dict[int, str]) -> list[_Tile]:
 def _number(path: Path) -> int:
     match = re.search(r"_(\d{4})$", path.stem)
     if match is None:
-        raise DatasetError(f"{path} is not named ..._NNNN.png (four digits) as in OMBRIA. Rename or remove it.")
+        raise DatasetError(
+            f"{path} is not named ..._NNNN.png (four digits) as in OMBRIA. Rename or remove it."
+        )
     return int(match.group(1))
 
 
@@ -136,7 +140,9 @@ def _given_names(src: Path) -> dict[int, str]:
     for stem in sorted(stems):
         number = _number(Path(stem))
         if number in names:
-            raise DatasetError(f"{src}: label/ and splits/ call tile {number:04d} both {names[number]} and {stem}.")
+            raise DatasetError(
+                f"{src}: label/ and splits/ call tile {number:04d} both {names[number]} and {stem}."
+            )
         names[number] = stem
     return names
 
@@ -149,7 +155,8 @@ def _given_splits(src: Path, tiles: list[_Tile]) -> dict[str, dict[str, list[str
         missing = [name for name in names if name not in known]
         if missing:
             raise DatasetError(
-                f"{path} lists {missing[0]}, but OmbriaS1/ has no tile of that number. Fetch it, or remove the line."
+                f"{path} lists {missing[0]}, but OmbriaS1/ has no tile of that number. Fetch it, or remove "
+                f"the line."
             )
         schemes.setdefault(path.parent.name, {})[path.stem] = names
     return schemes
@@ -161,8 +168,8 @@ def _authors_split(tiles: list[_Tile]) -> dict[str, list[str]]:
     test = [tile.name for tile in tiles if tile.part == "test"]
     if len(train) < 2 or not test:
         raise DatasetError(
-            f"OmbriaS1/ has {len(train)} train and {len(test)} test tiles, but at least two and one are needed "
-            f"to make train, val and test. Fetch the rest of the data set."
+            f"OmbriaS1/ has {len(train)} train and {len(test)} test tiles, but at least two and one are "
+            f"needed to make train, val and test. Fetch the rest of the data set."
         )
     run = max(1, min(_RUN_TILES, len(train) // 10))
     runs = [train[start : start + run] for start in range(0, len(train), run)]
@@ -186,7 +193,7 @@ def _write_label(src: Path, tile: _Tile, out: Path) -> None:
     values = np.unique(mask)
     if mask.shape[0] != 1 or not np.isin(values, (0, 255)).all():
         raise DatasetError(
-            f"{tile.mask} has {mask.shape[0]} bands with values {values[:5].tolist()}, but an OMBRIA mask has one band "
-            f"of 0 and 255. Fetch the file again."
+            f"{tile.mask} has {mask.shape[0]} bands with values {values[:5].tolist()}, but an OMBRIA mask "
+            f"has one band of 0 and 255. Fetch the file again."
         )
     write_image(out, (mask == 255).astype(np.uint8))

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfd_edge.datasets.folder import PairFolder
-from hfd_edge.errors import DatasetError, RadiometryError
+from hfd_edge.errors import DatasetError
 from hfd_edge.progress import Progress, silent
 from hfd_edge.sar.preprocessing import Preprocessing, signal_values
 
@@ -38,7 +38,7 @@ def fit_preprocessing(
         the valid pixels after clipping.
     Raises:
         DatasetError: a file is faulty, or a band holds a single value over the whole split.
-        RadiometryError: a file does not fit the declared units; the message names it.
+        RadiometryError: the filter does not exist, or does not fit the units.
     """
     sar = folder.config.sar
     pairs = folder.pairs(split)
@@ -46,17 +46,14 @@ def fit_preprocessing(
     for done, pair in enumerate(pairs):
         progress(done, len(pairs), f"SAR statistics {pair.name}")
         image = folder.load_sar(pair)
-        try:
-            values = signal_values(
-                image,
-                units=sar.units,
-                looks=sar.looks,
-                nodata=sar.nodata,
-                speckle=speckle,
-                window_px=window_px,
-            )
-        except RadiometryError as error:
-            raise RadiometryError(f"{pair.sar}: {error}") from error
+        values = signal_values(
+            image,
+            units=sar.units,
+            looks=sar.looks,
+            nodata=sar.nodata,
+            speckle=speckle,
+            window_px=window_px,
+        )
         for histogram, band in zip(histograms, values, strict=True):
             histogram.add(band)
     progress(len(pairs), len(pairs), "SAR statistics")

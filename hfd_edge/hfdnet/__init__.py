@@ -1,0 +1,1 @@
+"""The network (encoder, alignment, classifier), distillation losses, and the run folder. Needs torch."""

@@ -30,8 +30,13 @@ def upsample(features: Tensor, *, size: Sequence[int]) -> Tensor:
 
     `size` must be a whole multiple of the features' size: exported graphs then hold one constant factor
     instead of shape arithmetic.
+
+    Raises:
+        ValueError: it is no whole multiple.
     """
     rows, cols = int(features.shape[2]), int(features.shape[3])
+    if size[0] % rows or size[1] % cols:
+        raise ValueError(f"output {tuple(size)} is not a whole multiple of the map's size {(rows, cols)}")
     factors = [float(size[0] // rows), float(size[1] // cols)]
     return F.interpolate(features, scale_factor=factors, mode="bilinear", align_corners=False)
 
@@ -48,11 +53,12 @@ def sampling_grid(flow: Tensor) -> Tensor:
         up to half a pixel off at 128 columns.
     """
     rows, cols = int(flow.shape[2]), int(flow.shape[3])
-    kind = {"dtype": torch.float32, "device": flow.device}
-    x = (torch.arange(cols, **kind) + 0.5) * (2.0 / cols) - 1.0  # type: ignore[call-overload]
-    y = (torch.arange(rows, **kind) + 0.5) * (2.0 / rows) - 1.0  # type: ignore[call-overload]
-    base = torch.stack((x[None, :].expand(rows, cols), y[:, None].expand(rows, cols)))
-    scale = torch.tensor((2.0 / cols, 2.0 / rows), **kind).view(2, 1, 1)  # type: ignore[call-overload]
+    # float64 until the positions are rounded once: they are constants of the exported graph.
+    wide = {"dtype": torch.float64, "device": flow.device}
+    x = (torch.arange(cols, **wide) + 0.5) * (2.0 / cols) - 1.0
+    y = (torch.arange(rows, **wide) + 0.5) * (2.0 / rows) - 1.0
+    base = torch.stack((x[None, :].expand(rows, cols), y[:, None].expand(rows, cols))).float()
+    scale = torch.tensor((2.0 / cols, 2.0 / rows), **wide).float().view(2, 1, 1)
     return (base + flow.float() * scale).permute(0, 2, 3, 1)
 
 
@@ -75,6 +81,10 @@ def warp(features: Tensor, flow: Tensor, *, size: Sequence[int], method: WarpMet
     if tuple(flow.shape[2:]) != tuple(size):
         raise ValueError(f"flow is {tuple(flow.shape[2:])}, but the output size is {tuple(size)}")
     grid = sampling_grid(flow)
+    if not torch.compiler.is_compiling():  # keeps exported graphs free of it
+        # A diverging training must end in a message: torch's CPU kernel crashes the process in its backward
+        # pass on NaN positions (pytorch/pytorch#24823). The loss still becomes NaN, through the maps.
+        grid = torch.nan_to_num(grid)
     if method == "grid_sample":
         sampled = F.grid_sample(
             features.float(), grid, mode="bilinear", padding_mode="border", align_corners=False
@@ -123,7 +133,7 @@ class FlowAlignment(nn.Module):
         self.flow_merge = conv_bn_relu(2 * width, width, kernel=1)
         self.flow_head = nn.Conv2d(width, 2, 3, padding=1)
         nn.init.zeros_(self.flow_head.weight)
-        nn.init.zeros_(self.flow_head.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.flow_head.bias)
 
     def flow(self, coarse: Tensor, fine: Tensor) -> Tensor:
         """Offsets (batch, 2, rows, cols) in pixels of the fine map, x first."""
@@ -152,7 +162,12 @@ class Hfam(nn.Module):
     """
 
     def __init__(
-        self, levels: Sequence[int], *, channels: int, enabled: bool = True, method: WarpMethod = "grid_sample"
+        self,
+        levels: Sequence[int],
+        *,
+        channels: int,
+        enabled: bool = True,
+        method: WarpMethod = "grid_sample",
     ) -> None:
         """Build for encoder levels of the given channel counts, finest first.
 
@@ -177,9 +192,7 @@ class Hfam(nn.Module):
             aligned = self.align[level](merged[level + 1], merged[level])
             merged[level] = self.smooth[level](merged[level] + aligned)
         finest = merged[0]
-        lifted = [
-            aligner(coarse, finest) for aligner, coarse in zip(self.aggregate, merged[1:], strict=True)
-        ]
+        lifted = [aligner(coarse, finest) for aligner, coarse in zip(self.aggregate, merged[1:], strict=True)]
         return [*merged, self.fuse(torch.cat((finest, *lifted), 1))]
 
 

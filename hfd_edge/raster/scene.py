@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-import shutil
-import warnings
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rasterio
 from numpy.typing import DTypeLike, NDArray
-from rasterio.enums import ColorInterp, Resampling
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.enums import ColorInterp
 from rasterio.windows import Window
 
-from hfd_edge.errors import RasterError, StorageError
-from hfd_edge.files import atomic_path
+from hfd_edge.errors import RasterError
 from hfd_edge.raster.georeference import Gcp, Georeference, read_georeference, write_georeference
+from hfd_edge.raster.geotiff import (
+    BLOCK_PX,
+    GDAL_ERRORS,
+    LARGEST_CACHE,
+    GeoTiff,
+    cache_limit,
+    cause,
+    geotiff_profile,
+    quiet,
+)
 from hfd_edge.raster.png import inspect_png, is_png
 
 __all__ = ["Gcp", "Georeference", "MaskWriter", "SceneReader", "SceneWriter"]
 
 Array = NDArray[Any]
 
-# GDAL's own default is a share of the machine's memory: gigabytes on a large one.
-_SMALLEST_CACHE, _LARGEST_CACHE = 32 << 20, 256 << 20
-_BLOCK_PX = 256
-_OVERVIEW_PX = 512
+_SMALLEST_CACHE = 32 << 20
 
 
 class SceneReader:
@@ -91,10 +93,10 @@ class SceneReader:
             )
         try:
             return self._dataset.read(window=Window(col0, row0, col1 - col0, row1 - row0))
-        except RasterioError as error:
+        except GDAL_ERRORS as error:
             raise RasterError(
                 f"{self.path} cannot be read at rows {row0} to {row1 - 1} of {self.rows}: "
-                f"{_cause(error)}. The file is probably truncated or damaged: copy or download it again."
+                f"{cause(error)}. The file is probably truncated or damaged: copy or download it again."
             ) from error
 
     def close(self) -> None:
@@ -104,8 +106,8 @@ class SceneReader:
     def __enter__(self) -> SceneReader:
         height = max(shape[0] for shape in self._dataset.block_shapes)
         block_row = height * self.cols * self.bands * self.dtype.itemsize
-        cache = min(max(block_row * 3 // 2, _SMALLEST_CACHE), _LARGEST_CACHE)
-        self._environment.enter_context(rasterio.Env(GDAL_CACHEMAX=cache))
+        cache = min(max(block_row * 3 // 2, _SMALLEST_CACHE), LARGEST_CACHE)
+        self._environment.enter_context(cache_limit(cache))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -145,12 +147,12 @@ class SceneWriter:
         kind = np.dtype(dtype)
         # Horizontal differences make slowly varying values deflate better; 3 is the form for floats.
         predictor = {"f": 3, "i": 2, "u": 2}.get(kind.kind, 1)
-        profile = _profile(bands=bands, rows=rows, cols=cols, dtype=kind.name) | {
+        profile = geotiff_profile(bands=bands, rows=rows, cols=cols, dtype=kind.name) | {
             "predictor": predictor,
             "nodata": nodata,
             "interleave": "band",
         }
-        self._file = _GeoTiff(Path(path), profile, _describe_scene(georeference), overviews=False)
+        self._file = GeoTiff(Path(path), profile, _describe_scene(georeference), overviews=False)
 
     def write_rows(self, row0: int, values: Array) -> None:
         """Write the next rows.
@@ -209,10 +211,10 @@ class MaskWriter:
                 f"Masks are written as GeoTIFF, but {path.name} ends in {path.suffix or 'nothing'!r}. "
                 "Choose a name that ends in .tif"
             )
-        profile = _profile(bands=1, rows=rows, cols=cols, dtype="uint8") | {
+        profile = geotiff_profile(bands=1, rows=rows, cols=cols, dtype="uint8") | {
             "tiled": True,
-            "blockxsize": _BLOCK_PX,
-            "blockysize": _BLOCK_PX,
+            "blockxsize": BLOCK_PX,
+            "blockysize": BLOCK_PX,
             "photometric": "palette",
             "nodata": nodata_label,
         }
@@ -225,7 +227,7 @@ class MaskWriter:
             tags = {f"CLASS_{label}": name for label, name in enumerate(classes)}
             dataset.update_tags(1, **tags, **{f"CLASS_{nodata_label}": "no data"})
 
-        self._file = _GeoTiff(path, profile, describe, overviews=True)
+        self._file = GeoTiff(path, profile, describe, overviews=True)
 
     def write_rows(self, row0: int, labels: NDArray[np.uint8]) -> None:
         """Write the next rows.
@@ -247,133 +249,6 @@ class MaskWriter:
         return self._file.close(*error)
 
 
-class _GeoTiff:
-    """Rows in, a verified file out: what both writers share."""
-
-    def __init__(
-        self, path: Path, profile: dict[str, Any], describe: Callable[[Any], None], *, overviews: bool
-    ) -> None:
-        self.path = path
-        self._profile = profile
-        self._describe = describe
-        self._overviews = overviews
-        self._rows, self._cols = profile["height"], profile["width"]
-        self._dtype = np.dtype(profile["dtype"])
-        self._context: AbstractContextManager[None] | None = None
-        self._dataset: Any = None
-        # Rows wait here until they fill blocks: GDAL would compress a block again at every visit.
-        self._waiting: list[Array] = []
-        self._written = self._taken = 0
-        self._checksum = 0
-
-    def open(self) -> None:
-        self._context = self._session()
-        self._context.__enter__()
-
-    def close(self, *error: Any) -> bool | None:
-        if self._context is None:
-            raise RuntimeError(f"{self.path} was not opened: use the writer in a with statement")
-        return self._context.__exit__(*error)
-
-    def write_rows(self, row0: int, values: Array) -> None:
-        expected = (self._profile["count"], values.shape[1] if values.ndim == 3 else -1, self._cols)
-        if values.shape != expected or values.dtype != self._dtype:
-            raise ValueError(
-                f"rows for {self.path} are {values.dtype} {values.shape}, expected {self._dtype} "
-                f"({expected[0]}, rows, {expected[2]})"
-            )
-        if row0 != self._taken or row0 + values.shape[1] > self._rows:
-            raise ValueError(
-                f"rows {row0} to {row0 + values.shape[1]} of {self.path} do not follow row {self._taken} "
-                f"of {self._rows}"
-            )
-        self._waiting.append(values.copy())
-        self._taken += values.shape[1]
-        if self._taken - self._written >= _BLOCK_PX:
-            self._flush(until=self._taken - (self._taken % _BLOCK_PX))
-
-    @contextmanager
-    def _session(self) -> Iterator[None]:
-        with atomic_path(self.path) as temporary, rasterio.Env(GDAL_PAM_ENABLED=False):
-            try:
-                with _quiet():
-                    self._dataset = rasterio.open(temporary, "w", **self._profile)
-                with self._dataset:
-                    self._describe(self._dataset)
-                    yield
-                    if self._taken != self._rows:
-                        raise ValueError(f"{self._taken} of {self._rows} rows of {self.path} were written")
-                    self._flush(until=self._rows)
-                if self._overviews:
-                    self._build_overviews(temporary)
-                self._verify(temporary)
-            except RasterioError as error:
-                raise self._failed(_cause(error)) from error
-
-    def _flush(self, *, until: int) -> None:
-        count = until - self._written
-        if not count:
-            return
-        values = np.concatenate(self._waiting, axis=1)
-        block = np.ascontiguousarray(values[:, :count])
-        self._waiting = [values[:, count:].copy()]
-        self._dataset.write(block, window=Window(0, self._written, self._cols, count))
-        self._checksum = zlib.crc32(block.data, self._checksum)
-        self._written = until
-
-    def _build_overviews(self, path: Path) -> None:
-        levels = []
-        while max(self._rows, self._cols) > _OVERVIEW_PX * 2 ** len(levels):
-            levels.append(2 ** (len(levels) + 1))
-        if levels:
-            with (
-                rasterio.Env(GDAL_TIFF_OVR_BLOCKSIZE=_BLOCK_PX),
-                _quiet(),
-                rasterio.open(path, "r+") as dataset,
-            ):
-                dataset.build_overviews(levels, Resampling.nearest)
-
-    def _verify(self, path: Path) -> None:
-        """Read everything back; a full disk may show only now."""
-        checksum = 0
-        with _quiet(), rasterio.open(path) as dataset:
-            levels = len(dataset.overviews(1))
-            # The same groups of rows as in `_flush`: the checksum runs over bands, then rows, of each.
-            for row in range(0, self._rows, _BLOCK_PX):
-                count = min(_BLOCK_PX, self._rows - row)
-                block = dataset.read(window=Window(0, row, self._cols, count))
-                checksum = zlib.crc32(np.ascontiguousarray(block).data, checksum)
-        if checksum != self._checksum:
-            raise self._failed("it reads back different from what was written")
-        for level in range(levels):
-            with _quiet(), rasterio.open(path, overview_level=level) as dataset:
-                for row in range(0, dataset.height, _BLOCK_PX):
-                    count = min(_BLOCK_PX, dataset.height - row)
-                    dataset.read(window=Window(0, row, dataset.width, count))
-
-    def _failed(self, cause: str) -> StorageError:
-        free = shutil.disk_usage(self.path.parent).free / 1e6
-        return StorageError(
-            f"Could not write {self.path}: {cause}. The disk has {free:.0f} MB free: make room, or choose an "
-            "--out on another disk; nothing was half written."
-        )
-
-
-def _profile(*, bands: int, rows: int, cols: int, dtype: str) -> dict[str, Any]:
-    profile: dict[str, Any] = {
-        "driver": "GTiff",
-        "count": bands,
-        "height": rows,
-        "width": cols,
-        "dtype": dtype,
-        "compress": "deflate",
-        "bigtiff": "if_safer",  # compressed size is not known beforehand; 4 GB is the limit without
-    }
-    if max(rows, cols) > _BLOCK_PX:
-        profile |= {"tiled": True, "blockxsize": _BLOCK_PX, "blockysize": _BLOCK_PX}
-    return profile
-
-
 def _describe_scene(georeference: Georeference | None) -> Callable[[Any], None]:
     def describe(dataset: Any) -> None:
         if georeference is not None:
@@ -390,11 +265,11 @@ def _open_for_reading(path: Path) -> Any:
     try:
         if is_png(path):
             inspect_png(path)
-        with _quiet():
+        with quiet():
             dataset = rasterio.open(path)
-    except RasterioError as error:
+    except GDAL_ERRORS as error:
         raise RasterError(
-            f"{path} cannot be read as a raster: {_cause(error)}. It is truncated, damaged or of another "
+            f"{path} cannot be read as a raster: {cause(error)}. It is truncated, damaged or of another "
             "format; expected GeoTIFF or PNG. Copy or download it again."
         ) from error
     except OSError as error:
@@ -406,18 +281,3 @@ def _open_for_reading(path: Path) -> Any:
             "you need to GeoTIFF first, for example with gdal_translate."
         )
     return dataset
-
-
-def _cause(error: BaseException) -> str:
-    """GDAL's own words: rasterio often says only "see previous exception"."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return str(error).strip().rstrip(".") or type(error).__name__
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Open files without a georeference in silence: they are as welcome as others."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        yield

@@ -160,7 +160,8 @@ class _Bar:
 
     def begin(self, done: float, total: float, text: str) -> None:
         # Only the running bar is live: dozens of finished ones would push it off the screen.
-        self._task = self._live.add_task(text, total=max(total, 1e-9), completed=done)
+        self._task = self._live.add_task(text, total=max(total, 1e-9))
+        self._live.update(self._task, completed=done)
 
     def advance(self, done: float, total: float, text: str) -> None:
         self._live.update(self._task, completed=done, description=text)

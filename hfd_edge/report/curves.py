@@ -10,10 +10,10 @@ from typing import Any
 from hfd_edge.errors import require
 from hfd_edge.files import atomic_path
 
-SIZE_PX = (1200, 460)
-"""Width and height of the PNG."""
+SIZE_PX = (960, 1360)
+"""Width and height of the PNG. Upright, so that several runs stand side by side and a phone can show one."""
 
-_DPI = 100
+_DPI = 200
 _NOT_LOSSES = {"epoch", "step", "loss", "miou", "iou", "lr", "seconds", "accuracy"}
 _INK, _MUTED, _GRID, _ACCENT = "#1c2024", "#68707a", "#e3e6e9", "#1f5fbf"
 # Okabe and Ito's colours, which people with colour-blindness tell apart; the accent leads.
@@ -43,15 +43,13 @@ def plot_curves(history: Sequence[Mapping[str, Any]], path: Path, *, title: str 
     agg = require("matplotlib.backends.backend_agg", extra="train", purpose="Drawing training curves")
     figure = figures.Figure(figsize=(SIZE_PX[0] / _DPI, SIZE_PX[1] / _DPI), dpi=_DPI, facecolor="white")
     agg.FigureCanvasAgg(figure)
-    losses, accuracy = figure.subplots(1, 2)
+    losses, accuracy = figure.subplots(2, 1)
     epochs = [float(row.get("epoch", position)) for position, row in enumerate(history)]
     _draw_losses(losses, epochs, history)
     _draw_accuracy(accuracy, epochs, history)
-    top = 0.86
     if title:
-        figure.text(0.045, 0.945, title, fontsize=13, fontweight="bold", color=_INK)
-        top = 0.80
-    figure.subplots_adjust(left=0.045, right=0.91, top=top, bottom=0.12, wspace=0.36)
+        figure.text(0.085, 0.968, title, fontsize=12.5, fontweight="bold", color=_INK)
+    figure.subplots_adjust(left=0.085, right=0.80, top=0.865 if title else 0.925, bottom=0.068, hspace=0.5)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
 
@@ -105,13 +103,13 @@ def _draw(axes: Any, epochs: list[float], series: list[Series], *, heading: str,
         # A lone point between gaps has no line; a marker keeps it visible.
         marker = "o" if sum(not math.isnan(value) for value in values) < 3 else None
         axes.plot(epochs, values, color=colour, linewidth=width, marker=marker, markersize=4, zorder=3)
-    axes.set_title(heading, loc="left", fontsize=12, fontweight="bold", color=_INK, pad=22)
-    axes.text(0, 1.03, unit, transform=axes.transAxes, fontsize=9.5, color=_MUTED)
-    axes.set_xlabel("epoch", fontsize=9.5, color=_MUTED)
+    axes.set_title(heading, loc="left", fontsize=11.5, fontweight="bold", color=_INK, pad=22)
+    axes.text(0, 1.035, unit, transform=axes.transAxes, fontsize=10, color=_MUTED)
+    axes.set_xlabel("epoch", fontsize=10, color=_MUTED)
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True, nbins=8))
     axes.grid(axis="y", color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=_MUTED, labelsize=9, length=0)
+    axes.tick_params(colors=_MUTED, labelsize=9.5, length=0)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(_GRID)
@@ -130,11 +128,11 @@ def _label_ends(axes: Any, series: list[Series]) -> None:
             height = axes.transAxes.inverted().transform(axes.transData.transform((0.0, known[-1])))[1]
             ends.append((float(height), name, colour, width > 2))
     ends.sort(key=lambda end: end[0])
-    heights = spread([end[0] for end in ends], gap=0.055)
+    heights = spread([end[0] for end in ends], gap=0.085)
     for (_, name, colour, bold), height in zip(ends, heights, strict=True):
-        short = name if len(name) <= 18 else name[:17] + "…"
+        short = name if len(name) <= 12 else name[:11] + "…"
         axes.text(
-            1.015, height, short, transform=axes.transAxes, fontsize=9, color=colour,
+            1.02, height, short, transform=axes.transAxes, fontsize=9.5, color=colour,
             va="center", fontweight="bold" if bold else "normal", parse_math=False,
         )  # fmt: skip
 

@@ -26,10 +26,11 @@ PREDICTIONS = {
 """Caption by variant, in the order in which predictions are shown."""
 
 WRONG = (214, 40, 57)
-AGREE = (214, 218, 222)
+AGREE = (184, 190, 196)
 _HATCH_DARK, _HATCH_LIGHT = 26, 66
 _HATCH_PERIOD_PX = 8
 _STRETCH_SAMPLES = 1 << 20
+_DARKEST_WHITE = 0.1
 
 
 def sar_picture(values: Array, *, percentiles: tuple[float, float] = (2.0, 98.0)) -> Array:
@@ -48,14 +49,16 @@ def sar_picture(values: Array, *, percentiles: tuple[float, float] = (2.0, 98.0)
         ValueError: values are complex or have no (bands, rows, cols).
     """
     values = _bands(values, "SAR values")
-    valid = np.isfinite(values).all(0)
+    valid: Array = np.asarray(np.isfinite(values).all(0))
     channels = [values[0], values[1], values[0] - values[1]] if len(values) == 2 else list(values[:3])
     shown = [_stretch(channel, valid, percentiles) for channel in channels]
     return _hatched(np.stack(shown * 3 if len(shown) == 1 else shown), ~valid)
 
 
 def eo_picture(values: Array) -> Array:
-    """Show optical values; 0 is black and 1 is white in every picture.
+    """Show optical values, brightened alike in all bands so that dark products can be read.
+
+    Zero is black and the 99.5th percentile of the valid values is white; hues are kept.
 
     Args:
         values: Reflectance-like values 0..1, (bands, rows, cols); the first three bands are red, green and
@@ -66,9 +69,13 @@ def eo_picture(values: Array) -> Array:
         ValueError: values are complex or have no (bands, rows, cols).
     """
     values = _bands(values, "EO values")
-    invalid = ~np.isfinite(values).all(0)
+    invalid: Array = np.asarray(~np.isfinite(values).all(0))
     bands = values[:3] if len(values) >= 3 else np.repeat(values[:1], 3, axis=0)
-    scaled = np.where(invalid, 0.0, np.clip(bands, 0.0, 1.0)) * 255.0 + 0.5
+    known = bands[:, ~invalid].ravel()
+    sample = known[:: max(1, known.size // _STRETCH_SAMPLES)]
+    # A night scene or a black tile stays dark: noise is not blown up without limit.
+    white = max(float(np.percentile(sample, 99.5)), _DARKEST_WHITE) if sample.size else 1.0
+    scaled = np.clip(np.where(invalid, 0.0, bands) / white, 0.0, 1.0) * 255.0 + 0.5
     return _hatched(scaled.astype(np.uint8), invalid)
 
 
@@ -86,15 +93,17 @@ def label_picture(labels: Array, palette: Palette, *, void: int = 255) -> Array:
     """
     labels = _label_map(labels)
     known = labels != void
-    worst = int(labels[known].max()) if known.any() else 0
-    if worst >= len(palette) or (known.any() and int(labels[known].min()) < 0):
-        raise ValueError(f"labels hold id {worst}, but the palette has {len(palette)} colours and void is {void}")
+    strange = labels[known & ((labels < 0) | (labels >= len(palette)))]
+    if strange.size:
+        raise ValueError(
+            f"labels hold id {strange[0]}, but there are {len(palette)} colours and void is {void}"
+        )
     colours = np.asarray(palette, np.uint8)
     return _hatched(np.moveaxis(colours[np.where(known, labels, 0)], -1, 0), ~known)
 
 
 def difference_picture(first: Array, second: Array, *, void: int = 255) -> Array:
-    """Show where two label maps disagree: red there, light grey where they agree.
+    """Show where two label maps disagree: red there, grey where they agree.
 
     Args:
         first: Class ids (rows, cols).

@@ -1,0 +1,1 @@
+"""Running a bundle on a device: backends, scenes of any size, streams of frames. No torch."""

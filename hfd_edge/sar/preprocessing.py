@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from hfd_edge.config import Units
 from hfd_edge.errors import RadiometryError
-from hfd_edge.sar import fast, radiometry
+from hfd_edge.sar import fast, radiometry, speckle
 
 Array = NDArray[Any]
 
 _BLOCK_PX = 1 << 18
-"""Pixels of one band that a worker holds at a time. Blocks of this size keep the double-precision sums of
-the speckle filter in the second-level cache; the result does not depend on it."""
+_BLOCK_ROWS = 64
+"""A worker holds about `_BLOCK_PX` pixels of each band at a time, but no fewer than `_BLOCK_ROWS` rows, or
+the halo would dominate in wide scenes. The result does not depend on either."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class _Chain:
 
     @property
     def halo_px(self) -> int:
-        return 0 if self.speckle == "none" else fast.halo_px(self.speckle, window_px=self.window_px)
+        return 0 if self.speckle == "none" else self.window_px // 2
 
     def values(self, image: Array) -> NDArray[np.float32]:
         result = np.empty(image.shape, np.float32)
@@ -55,11 +56,11 @@ class _Chain:
     def _signal(self, image: Array) -> NDArray[np.float32]:
         if self.units == "stretched" or (self.units == "sigma0_db" and self.speckle == "none"):
             values = image.astype(np.float32)
-            invalid = ~radiometry.valid_mask(image, units=self.units, nodata=self.nodata)
+            invalid = np.logical_not(radiometry.valid_mask(image, units=self.units, nodata=self.nodata))
         else:
             values = self._despeckled_db(image)
-            # Power beyond float32 (amplitude above 1.8e19 or below 1e-23) is no measurement either.
-            invalid = ~np.isfinite(values).all(axis=0)
+            # Double-precision power beyond float32 is no measurement either.
+            invalid = np.logical_not(np.isfinite(values).all(axis=0))
         if invalid.any():
             np.copyto(values, np.float32(np.nan), where=invalid)
         return values
@@ -210,7 +211,7 @@ def _for_blocks(shape: tuple[int, ...], work: Callable[[int, int], None]) -> Non
     `cv2.setNumThreads(1)` makes it sequential.
     """
     rows, cols = shape[1:]
-    step = max(_BLOCK_PX // cols, 8)
+    step = max(_BLOCK_PX // cols, _BLOCK_ROWS)
     tops = range(0, rows, step)
     bottoms = [min(top + step, rows) for top in tops]
     threads = min(max(cv2.getNumThreads(), 1), len(tops))
@@ -222,15 +223,15 @@ def _for_blocks(shape: tuple[int, ...], work: Callable[[int, int], None]) -> Non
         list(pool.map(work, tops, bottoms))
 
 
-def _check_signal(units: Units, looks: float, speckle: str, window_px: int) -> None:
+def _check_signal(units: Units, looks: float, name: str, window_px: int) -> None:
     if not (looks > 0 and math.isfinite(looks)):
         raise RadiometryError(f"looks is {looks}, but must be positive and finite; 1 is single-look.")
-    if speckle == "none":
+    if name == "none":
         return
-    fast.check_window(speckle, window_px=window_px)
+    speckle.check_options(name, window_px=window_px, looks=looks)
     if units == "stretched":
         raise RadiometryError(
-            f'speckle is "{speckle}", but a "stretched" product has no speckle statistics left to filter by. '
+            f'speckle is "{name}", but a "stretched" product has no speckle statistics left to filter by. '
             'Set speckle = "none", or declare the units that the pixels really have.'
         )
 

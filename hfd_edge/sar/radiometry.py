@@ -99,7 +99,7 @@ def to_intensity(image: Array, *, units: Units, nodata: float | None) -> Array:
         nodata: Stored value that marks no-data, if there is one.
     Returns:
         Linear power (bands, rows, cols), float64 for double-precision input, else float32. NaN in all
-        bands where `valid_mask` is False.
+        bands where `valid_mask` is False or the power leaves the range of the type.
     Raises:
         RadiometryError: `units` is "stretched", or "complex" for real samples.
     """
@@ -117,9 +117,10 @@ def to_intensity(image: Array, *, units: Units, nodata: float | None) -> Array:
             intensity = db_to_intensity(image)
         else:
             intensity = np.array(_floating(image))
-    invalid = ~valid_mask(image, units=units, nodata=nodata)
-    if invalid.any():
-        np.copyto(intensity, np.nan, where=invalid)
+    valid = valid_mask(image, units=units, nodata=nodata)
+    valid &= valid_mask(intensity, units="intensity", nodata=None)  # over- and underflow
+    if not valid.all():
+        np.copyto(intensity, np.nan, where=~valid)
     return intensity
 
 
@@ -245,9 +246,7 @@ def _floating(values: ArrayLike) -> Array:
     return np.asarray(array, np.result_type(array.dtype, np.float32))
 
 
-def _keep_valid(
-    valid: NDArray[np.bool_], band: Array, *, units: Units, nodata: float | None
-) -> None:
+def _keep_valid(valid: NDArray[np.bool_], band: Array, *, units: Units, nodata: float | None) -> None:
     if band.dtype.kind in "fc":
         valid &= np.isfinite(band)
     if units in _SQUARED_UNITS:
@@ -311,6 +310,4 @@ def _measured(image: Array, nodata: float | None) -> Array:
 
 def _check_looks(looks: float) -> None:
     if not (looks > 0 and math.isfinite(looks)):
-        raise RadiometryError(
-            f"looks is {looks}, but must be positive and finite; 1 is single-look."
-        )
+        raise RadiometryError(f"looks is {looks}, but must be positive and finite; 1 is single-look.")

@@ -29,7 +29,7 @@ _SUBWINDOW_CENTRES = (-2, 0, 2)
 
 
 class _Moments(NamedTuple):
-    count: Array
+    valid: Array
     mean: Array
     variance: Array
 
@@ -144,7 +144,7 @@ def despeckle(
     values = checked_intensity(intensity).astype(dtype)
     values[~np.isfinite(values)] = np.nan
     with np.errstate(divide="ignore", invalid="ignore"):
-        result = FILTERS[filter](values, window_px // 2, looks)
+        result = _FORMULAS[filter](values, window_px // 2, looks)
     result[np.isnan(values)] = np.nan
     return np.asarray(result, dtype)
 
@@ -169,7 +169,8 @@ def checked_intensity(intensity: Array) -> Array:
     values = np.asarray(intensity)
     if values.ndim != 3 or values.size == 0:
         raise RadiometryError(
-            f"Intensity has shape {values.shape}, but (bands, rows, cols) with at least one pixel was expected."
+            f"Intensity has shape {values.shape}, but (bands, rows, cols) with at least one pixel was "
+            "expected."
         )
     if values.dtype.kind not in "uif":
         raise RadiometryError(
@@ -237,7 +238,7 @@ def _refined_lee(intensity: Array, radius: int, looks: float) -> Array:
     return _shrink(intensity, half, _weight(half, cu2) / (1.0 + cu2))
 
 
-FILTERS: Mapping[str, Callable[[Array, int, float], Array]] = {
+_FORMULAS: Mapping[str, Callable[[Array, int, float], Array]] = {
     "boxcar": _boxcar,
     "lee": _lee,
     "kuan": _kuan,
@@ -245,6 +246,8 @@ FILTERS: Mapping[str, Callable[[Array, int, float], Array]] = {
     "gamma_map": _gamma_map,
     "refined_lee": _refined_lee,
 }
+
+FILTERS: tuple[str, ...] = tuple(_FORMULAS)
 """Every filter by the name that recipes use; run them with `despeckle`."""
 
 
@@ -263,7 +266,9 @@ def _edge_side(means: Array) -> Array:
     )
     sides = (((1, 0), (1, 2)), ((0, 1), (2, 1)), ((0, 0), (2, 2)), ((0, 2), (2, 0)))
     second_closer = np.array([distance[second] < distance[first] for first, second in sides])
-    return np.asarray(np.choose(np.argmax(gradients, axis=0), [2 * i + s for i, s in enumerate(second_closer)]))
+    return np.asarray(
+        np.choose(np.argmax(gradients, axis=0), [2 * i + s for i, s in enumerate(second_closer)])
+    )
 
 
 def _half_windows(radius: int) -> tuple[Offsets, ...]:
@@ -286,7 +291,9 @@ def _local_noise(subwindows: Array) -> Array:
     usable = subwindows[:, 0] >= 2
     ci2 = np.sort(np.where(usable, _ci2(_Moments(*np.moveaxis(subwindows, 1, 0))), np.inf), axis=0)[:5]
     known = np.isfinite(ci2)
-    return np.asarray(np.where(known, ci2, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1).astype(ci2.dtype))
+    return np.asarray(
+        np.where(known, ci2, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1).astype(ci2.dtype)
+    )
 
 
 def _shrink(intensity: Array, window: _Moments, weight: Array) -> Array:
@@ -308,7 +315,7 @@ def _box_moments(intensity: Array, radius: int) -> _Moments:
 
 
 def _moments(padded: Array, radius: int, offsets: Iterable[tuple[int, int]]) -> _Moments:
-    """Count, mean and unbiased variance of the valid pixels at `offsets` from each pixel; two passes."""
+    """Number, mean and unbiased variance of the valid pixels at `offsets` from each pixel; two passes."""
     views = [_shifted(padded, radius, row, col) for row, col in offsets]
     count, total = np.zeros_like(views[0]), np.zeros_like(views[0])
     for view in views:

@@ -1,0 +1,149 @@
+"""A trained student's run folder into a bundle."""
+
+from __future__ import annotations
+
+import tempfile
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hfd_edge.bundle import Bundle, Manifest, Provenance
+from hfd_edge.datasets.folder import PairFolder
+from hfd_edge.deploy.graph import INPUT, OUTPUT, session
+from hfd_edge.deploy.onnx_export import check_parity, export_network
+from hfd_edge.deploy.tiles import golden_images, pad_to_tile
+from hfd_edge.errors import DatasetError, ExportError, StorageError, require
+from hfd_edge.progress import Progress, silent
+from hfd_edge.raster.image import write_image
+from hfd_edge.raster.logits import labels_from_logits
+
+if TYPE_CHECKING:
+    from hfd_edge.hfdnet.run import Run
+
+MODEL = "model.fp32.onnx"
+_GOLDEN_TILES = 3
+_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+def export_run(
+    run: Path | str,
+    out: Path | str,
+    *,
+    folder: PairFolder | None = None,
+    progress: Progress = silent,
+) -> Bundle:
+    """Export a student as a bundle with an FP32 ONNX model that was compared with the weights.
+
+    Args:
+        run: Run folder of a student.
+        out: Bundle folder to make; must not exist. Its name without suffix becomes the bundle's name.
+        folder: Data to take golden tiles from; without, the bundle has none, and a device cannot check
+            itself.
+        progress: Told of the steps.
+    Returns:
+        The new bundle.
+    Raises:
+        ExportError: the run is a teacher, or ONNX and weights differ.
+        CheckpointError: the run is damaged or is none.
+        DatasetError: the data are not what the student was trained for.
+        StorageError: `out` exists or cannot be written.
+    """
+    out = Path(out)
+    if out.exists():
+        raise StorageError(f"{out} already exists. Choose another --out, or remove it first.")
+    require("torch", extra="export", purpose="exporting a model")
+    from hfd_edge.hfdnet.run import Run
+
+    opened = Run.open(Path(run))
+    if opened.info.kind != "student":
+        raise ExportError(
+            f"{run} is a teacher: it takes optical images, which the device does not have. Export the run "
+            "folder of a student."
+        )
+    if folder is not None:
+        _check_data(opened, folder)
+    steps = 3 if folder is None else 4
+    manifest = _manifest(opened, name=out.stem)
+    with tempfile.TemporaryDirectory(prefix="hfd-edge-") as work:
+        model = Path(work) / MODEL
+        network = opened.network()
+        progress(0, steps, "exporting to ONNX")
+        bands, tile_px, head = opened.info.bands, manifest.tile_px, manifest.head
+        export_network(network, model, bands=bands, tile_px=tile_px, head=head)
+        progress(1, steps, "comparing ONNX with the weights")
+        difference = check_parity(network, model, bands=bands, tile_px=tile_px, head=head)
+        files: dict[str, bytes | Path] = {MODEL: model}
+        if folder is not None:
+            progress(2, steps, "making golden tiles")
+            files |= _golden(folder, manifest, model, Path(work))
+        progress(steps - 1, steps, "writing the bundle")
+        scores = {key: value for key, value in opened.metrics().items() if isinstance(value, (int, float))}
+        metrics: dict[str, Any] = {"onnx_difference": difference, "training": scores}
+        bundle = Bundle.create(out, manifest.model_copy(update={"metrics": {"fp32": metrics}}), files)
+    progress(steps, steps, "exported")
+    return bundle
+
+
+def _check_data(run: Run, folder: PairFolder) -> None:
+    trained, given = run.info.dataset, folder.config
+    for what, wanted, found in (
+        ("classes", trained.classes, given.classes),
+        ("SAR input", trained.sar, given.sar),
+    ):
+        if wanted != found:
+            raise DatasetError(
+                f"{folder.root} has {what} {found!r}, but the run was trained for {wanted!r}. Give the data "
+                "that it was trained on, or leave --data away."
+            )
+
+
+def _manifest(run: Run, *, name: str) -> Manifest:
+    from hfd_edge.hfdnet.run import now
+
+    info, recipe = run.info, run.recipe
+    assert info.preprocessing is not None  # RunInfo sees to it for students
+    versions = {package: metadata.version(package) for package in _PACKAGES}
+    return Manifest(
+        name=name,
+        classes=info.classes,
+        palette=info.palette,
+        nodata_label=info.dataset.ignore_index,
+        sar=info.dataset.sar,
+        preprocessing=info.preprocessing,
+        head=recipe.deploy.head,
+        tile_px=recipe.deploy.tile_px,
+        precisions={"fp32": MODEL},
+        provenance=Provenance(
+            recipe=recipe.model_dump(mode="json"),
+            data_sha256=info.data_sha256,
+            versions={**info.versions, **versions},
+            commit=info.commit,
+            created=now(),
+        ),
+    )
+
+
+def _golden(folder: PairFolder, manifest: Manifest, model: Path, work: Path) -> dict[str, bytes | Path]:
+    """Tiles as stored, and the labels that the FP32 model gives them."""
+    runner = session(model)
+    files: dict[str, bytes | Path] = {}
+    images = golden_images(folder, tile_px=manifest.tile_px, count=_GOLDEN_TILES)
+    for index, image in enumerate(images):
+        sar, labels = work / f"{index:03}.sar.tif", work / f"{index:03}.labels.png"
+        write_image(sar, image)
+        write_image(labels, _labels(image, manifest, runner)[None])
+        files |= {f"golden/{sar.name}": sar, f"golden/{labels.name}": labels}
+    return files
+
+
+def _labels(image: NDArray[Any], manifest: Manifest, runner: Any) -> NDArray[np.uint8]:
+    pixels, valid = manifest.preprocessing(image)
+    tile = pad_to_tile(pixels, tile_px=manifest.tile_px)
+    logits = runner.run([OUTPUT], {INPUT: tile[None]})[0][0]
+    rows, cols = valid.shape
+    labels = labels_from_logits(logits, stride=manifest.stride, rows=rows, cols=cols)
+    labels[~valid] = manifest.nodata_label
+    return labels

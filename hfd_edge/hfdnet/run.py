@@ -1,0 +1,265 @@
+"""The run folder that training writes and deployment reads.
+
+best.safetensors        weights of the best validated epoch, and nothing else
+last.ckpt.safetensors   everything needed to go on with an interrupted training
+recipe.toml             the resolved recipe
+run.json                what the network is: data, preprocessing, versions
+metrics.json            scores and history, after each epoch
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+from safetensors import SafetensorError
+from safetensors import torch as safetensors_torch
+from torch import Tensor
+
+from hfd_edge.config import DatasetConfig, Recipe, Rgb, Strict, read_toml, write_toml
+from hfd_edge.errors import CheckpointError
+from hfd_edge.files import atomic_folder, write_bytes, write_json, write_text
+from hfd_edge.hfdnet.network import HfdNet, from_recipe
+from hfd_edge.sar.preprocessing import Preprocessing
+
+RUN_NAME = "run.json"
+RECIPE_NAME = "recipe.toml"
+BEST_NAME = "best.safetensors"
+CHECKPOINT_NAME = "last.ckpt.safetensors"
+METRICS_NAME = "metrics.json"
+
+
+class RunInfo(Strict):
+    """`run.json`: what the network is and where it comes from."""
+
+    schema_version: Literal[1] = 1
+    kind: Literal["teacher", "student"] = Field(description="teacher: takes EO; student: takes SAR.")
+    dataset: DatasetConfig
+    preprocessing: Preprocessing | None = Field(default=None, description="SAR input; students only.")
+    eo_mean: tuple[float, ...] | None = Field(default=None, description="EO, values 0 to 1; teachers only.")
+    eo_std: tuple[float, ...] | None = None
+    data_sha256: str = Field(description="Hash of the data folder.")
+    teacher_sha256: str | None = Field(default=None, description="Hash of the teacher's weights, if any.")
+    versions: dict[str, str] = Field(description="Package name to version.")
+    commit: str | None = Field(default=None, description="Revision of the training code, if known.")
+    created: str = Field(description="ISO 8601 time at which training began.")
+
+    @model_validator(mode="after")
+    def _input_known(self) -> RunInfo:
+        if self.kind == "student" and self.preprocessing is None:
+            raise ValueError("a student needs 'preprocessing'")
+        if self.kind == "teacher" and (
+            self.eo_mean is None or self.eo_std is None or self.dataset.eo is None
+        ):
+            raise ValueError("a teacher needs 'eo_mean', 'eo_std' and 'dataset.eo'")
+        return self
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; label id is the position."""
+        return self.dataset.classes
+
+    @property
+    def palette(self) -> tuple[Rgb, ...]:
+        """One RGB colour per class."""
+        return self.dataset.palette
+
+    @property
+    def bands(self) -> int:
+        """Input bands of the network."""
+        if self.kind == "student":
+            return len(self.dataset.sar.bands)
+        assert self.dataset.eo is not None
+        return len(self.dataset.eo.bands)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder on disk; make one with `Run.create`, read one with `Run.open`."""
+
+    path: Path
+    recipe: Recipe
+    info: RunInfo
+
+    @classmethod
+    def create(cls, path: Path, recipe: Recipe, info: RunInfo) -> Run:
+        """Make the folder with recipe.toml and run.json in it.
+
+        Raises:
+            StorageError: the folder exists, or cannot be written.
+        """
+        path = Path(path)
+        with atomic_folder(path) as staged:
+            write_toml(staged / RECIPE_NAME, recipe)
+            write_text(staged / RUN_NAME, info.model_dump_json(indent=2) + "\n")
+        return cls(path, recipe, info)
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """Read recipe.toml and run.json.
+
+        Raises:
+            CheckpointError: the folder is no run, or run.json is damaged.
+            RecipeError: recipe.toml is damaged.
+        """
+        path = Path(path)
+        source = path / RUN_NAME
+        try:
+            info = RunInfo.model_validate_json(source.read_bytes())
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise CheckpointError(
+                f"{path} is not a run: it has no {RUN_NAME}. Give the folder that 'hfd-edge train' made."
+            ) from error
+        except ValidationError as error:
+            fault = error.errors()[0]
+            where = ".".join(str(part) for part in fault["loc"]) or "file"
+            raise CheckpointError(
+                f"{source} is damaged or from another version: {where}: {fault['msg']}. Train again, or "
+                "restore the file."
+            ) from error
+        return cls(path, read_toml(path / RECIPE_NAME, Recipe), info)
+
+    @property
+    def weights_path(self) -> Path:
+        """Weights of the best epoch; there after the first epoch."""
+        return self.path / BEST_NAME
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """The resumable checkpoint."""
+        return self.path / CHECKPOINT_NAME
+
+    def network(self) -> HfdNet:
+        """Build the network with the best weights, on the CPU, in evaluation mode.
+
+        Raises:
+            CheckpointError: the weights are missing, damaged, or of another network.
+        """
+        network = self.untrained_network()
+        if not self.weights_path.is_file():
+            raise CheckpointError(
+                f"{self.path} has no {BEST_NAME}: its training was stopped before the first epoch ended. "
+                "Go on with --resume."
+            )
+        weights, _ = read_tensors(self.weights_path)
+        load_state(network, weights, source=self.weights_path)
+        return network.eval()
+
+    def untrained_network(self, *, pretrained: bool = False) -> HfdNet:
+        """Build the recipe's network for this run's input; `pretrained` as in `network.from_recipe`."""
+        return from_recipe(
+            self.recipe.network, bands=self.info.bands, classes=len(self.info.classes), pretrained=pretrained
+        )
+
+    def metrics(self) -> dict[str, Any]:
+        """Content of metrics.json; empty before the first epoch has ended. Raises CheckpointError."""
+        source = self.path / METRICS_NAME
+        if not source.is_file():
+            return {}
+        try:
+            return dict(json.loads(source.read_text("utf-8")))
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(
+                f"{source} is damaged ({error}). Remove it and go on with --resume."
+            ) from error
+
+    def save_best(self, weights: Mapping[str, Tensor]) -> None:
+        """Replace the best weights. Raises StorageError."""
+        write_tensors(self.weights_path, weights, {"format": "pt"})
+
+    def save_metrics(self, content: Mapping[str, Any]) -> None:
+        """Replace metrics.json. Raises StorageError."""
+        write_json(self.path / METRICS_NAME, dict(content))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
+    """Write a safetensors file whole or not at all. Raises StorageError."""
+    packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # To memory first: the library's own file writer hides the cause (a full disk) in an error of its own.
+    write_bytes(path, safetensors_torch.save(packed, dict(header)))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file onto the CPU: tensors and header strings.
+
+    Raises:
+        CheckpointError: missing, truncated or not a safetensors file.
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt", device="cpu") as stored:
+            header = dict(stored.metadata() or {})
+            return {name: stored.get_tensor(name) for name in stored.keys()}, header  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"There is no file {path}. Copy the whole run folder, or train again."
+        ) from error
+    except (SafetensorError, OSError, ValueError) as error:
+        size = path.stat().st_size if path.exists() else 0
+        raise CheckpointError(
+            f"{path} ({size} bytes) is damaged: {error}. Copy it again, or train again."
+        ) from error
+
+
+def load_state(module: Any, tensors: Mapping[str, Tensor], *, source: Path) -> None:
+    """Load tensors into a module, all of them and nothing else.
+
+    Args:
+        module: `torch.nn.Module`.
+        tensors: Its state dict.
+        source: File that they come from, for the message.
+    Raises:
+        CheckpointError: names or shapes differ.
+    """
+    wanted = module.state_dict()
+    faults = sorted(set(wanted) ^ set(tensors))
+    faults += [name for name in wanted if name in tensors and wanted[name].shape != tensors[name].shape]
+    if faults:
+        raise CheckpointError(
+            f"{source} does not fit the network of {source.parent / RECIPE_NAME}: {len(faults)} tensors "
+            f"differ, first {faults[0]}. Restore the recipe that trained it, or train again."
+        )
+    module.load_state_dict(dict(tensors))
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of what shapes the numbers."""
+    versions = {"python": platform.python_version()}
+    for name in ("hfd-edge", "torch", "timm", "lightning-fabric", "numpy", "opencv-python-headless"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def code_revision() -> str | None:
+    """Revision of this code when it runs from its own checkout, else None."""
+    package = Path(__file__).resolve().parents[1]
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(package), "rev-parse", "--show-toplevel", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    top, _, revision = answer.stdout.strip().partition("\n")
+    # An installed copy may lie inside some other project's checkout: that revision is not ours.
+    return revision if Path(top) == package.parent else None
+
+
+def now() -> str:
+    """The time, ISO 8601, UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,177 @@
+"""Score a network on whole tiles: validation during training, and run folders afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hfd_edge.config import EoInput, SarInput
+from hfd_edge.datasets.augment import Sample
+from hfd_edge.datasets.folder import PairFolder
+from hfd_edge.errors import DatasetError
+from hfd_edge.hfdnet.alignment import upsample
+from hfd_edge.hfdnet.network import LOGITS_STRIDE, MULTIPLE_PX
+from hfd_edge.hfdnet.run import Run
+from hfd_edge.metrics import Confusion
+from hfd_edge.progress import Progress, silent
+from hfd_edge.training.samples import EoStatistics, TileCache, TileStore, images
+
+NODATA_LABEL = 255
+"""Given to pixels without SAR data, as the runtime does; an error where the truth is known."""
+
+_BATCH_PX = 1 << 19
+"""Pixels that are run together when nothing else is said: eight tiles of 256 x 256."""
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Compares a network's labels with the truth over a store of tiles.
+
+    Attributes:
+        store: Whole tiles.
+        device: Where the network is.
+        batch_px: Tiles of one size run together up to this many pixels.
+    """
+
+    store: TileStore
+    device: torch.device
+    batch_px: int = _BATCH_PX
+
+    def __call__(
+        self, network: Callable[[Tensor], Tensor], *, text: str, progress: Progress = silent
+    ) -> Confusion:
+        """Run all tiles.
+
+        Args:
+            network: Standardised pixels to logits at stride 4; in evaluation mode.
+            text: Name of the work, for `progress`.
+            progress: Counts tiles.
+        Returns:
+            The confusion matrix over all labelled pixels.
+        Raises:
+            DatasetError: a file is faulty.
+        """
+        config = self.store.folder.config
+        confusion = Confusion(config.classes, ignore_index=config.ignore_index)
+        for tiles in self._groups():
+            progress(confusion.tiles, len(self.store), f"{text} mIoU {confusion.miou:.3f}")
+            takes_sar = self.store.preprocessing is not None
+            pixels = np.stack([_input(tile, takes_sar=takes_sar) for tile in tiles])
+            for tile, labels in zip(tiles, predict_labels(network, pixels, device=self.device), strict=True):
+                if takes_sar:
+                    labels = np.where((tile.sar != 0).any(axis=0), labels, np.uint8(NODATA_LABEL))
+                confusion.add(tile.label, labels)
+        progress(len(self.store), len(self.store), f"{text} mIoU {confusion.miou:.3f}")
+        return confusion
+
+    def _groups(self) -> Iterator[list[Sample]]:
+        """Neighbouring tiles of one size, few enough for one run."""
+        group: list[Sample] = []
+        for index in range(len(self.store)):
+            tile = self.store[index]
+            full = group and (len(group) + 1) * group[0].label.size > self.batch_px
+            if group and (full or tile.label.shape != group[0].label.shape):
+                yield group
+                group = []
+            group.append(tile)
+        if group:
+            yield group
+
+
+def predict_labels(
+    network: Callable[[Tensor], Tensor], pixels: NDArray[np.float32], *, device: torch.device
+) -> NDArray[np.uint8]:
+    """Label standardised images of any size.
+
+    Sides that are no multiple of 32 are padded at the bottom and the right by repeating the edge.
+
+    Args:
+        network: Pixels to logits at stride 4.
+        pixels: (batch, bands, rows, cols).
+        device: Where the network is.
+    Returns:
+        Class ids (batch, rows, cols).
+    """
+    rows, cols = pixels.shape[2:]
+    padding = (0, -cols % MULTIPLE_PX, 0, -rows % MULTIPLE_PX)
+    with torch.inference_mode():
+        whole = F.pad(images(pixels).to(device), padding, mode="replicate")
+        logits = network(whole).float()
+        size = (logits.shape[2] * LOGITS_STRIDE, logits.shape[3] * LOGITS_STRIDE)
+        labels = upsample(logits, size=size).argmax(1)[:, :rows, :cols]
+    return np.asarray(labels.to(torch.uint8).cpu().numpy())
+
+
+def evaluate_run(
+    run: Run, folder: PairFolder, *, split: str = "test", progress: Progress = silent
+) -> dict[str, Any]:
+    """Measure a run's best weights: students on SAR, teachers on EO.
+
+    Args:
+        run: Trained run.
+        folder: Data with the same classes and input.
+        split: "train", "val" or "test"; pairs without label (and, for a teacher, without EO) are left out.
+        progress: Counts tiles.
+    Returns:
+        miou, iou per class, accuracy (0 to 1), pixels, tiles, backend "torch", precision "fp32".
+    Raises:
+        DatasetError: the data do not fit the run, a file is faulty, or no pixel has a label.
+        CheckpointError: the run has no usable weights.
+    """
+    _check_data(run, folder)
+    teacher = run.info.kind == "teacher"
+    pairs = [
+        pair
+        for pair in folder.pairs(split)
+        if pair.label is not None and (pair.eo is not None or not teacher)
+    ]
+    store = TileStore(folder, pairs, run.info.preprocessing, eo_statistics_of(run), TileCache(0))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = run.network().to(device, memory_format=torch.channels_last)
+    confusion = Scorer(store, device)(network, text=f"evaluate {split}", progress=progress)
+    if confusion.pixels == 0:
+        raise DatasetError(
+            f"Split '{split}' of {folder.root} has no labelled pixel for a {run.info.kind} ({len(pairs)} "
+            "pairs with the files that it needs), so it cannot be scored. Add label/ files, or choose "
+            "another split."
+        )
+    return {**confusion.scores(), "backend": "torch", "precision": "fp32"}
+
+
+def eo_statistics_of(run: Run) -> EoStatistics | None:
+    """How a teacher's input is standardised; None for a student."""
+    if run.info.eo_mean is None or run.info.eo_std is None:
+        return None
+    return EoStatistics(run.info.eo_mean, run.info.eo_std)
+
+
+def _input(tile: Sample, *, takes_sar: bool) -> NDArray[np.float32]:
+    if takes_sar:
+        return tile.sar
+    assert tile.eo is not None
+    return tile.eo
+
+
+def _check_data(run: Run, folder: PairFolder) -> None:
+    trained, given = run.info.dataset, folder.config
+    if given.classes != trained.classes:
+        raise DatasetError(
+            f"{folder.root} has classes {list(given.classes)}, but the run was trained for "
+            f"{list(trained.classes)}. Evaluate on data with the same classes in the same order."
+        )
+    kind = "SAR" if run.info.kind == "student" else "EO"
+    theirs: SarInput | EoInput | None = given.sar if kind == "SAR" else given.eo
+    ours: SarInput | EoInput | None = trained.sar if kind == "SAR" else trained.eo
+    # Compared as they are stored: JSON has one "no value" for both None and NaN.
+    if theirs is None or ours is None or theirs.model_dump_json() != ours.model_dump_json():
+        raise DatasetError(
+            f"{folder.root} declares {kind} input {theirs}, but the run was trained on {ours}. Convert the "
+            f"data, or correct [{kind.lower()}] in its dataset.toml."
+        )

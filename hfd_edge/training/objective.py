@@ -1,0 +1,100 @@
+"""The sum that training minimises, as one module so that mixed precision wraps all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from hfd_edge.hfdnet.distillation import (
+    Hfdm,
+    Temperatures,
+    distillation_losses,
+    segmentation_losses,
+    teacher_is_right,
+)
+from hfd_edge.hfdnet.network import HfdNet, Taps
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """What is taken from the teacher.
+
+    Attributes:
+        weights: Weight of each term; see `hfd_edge.hfdnet.distillation.TERMS`. Empty without a teacher.
+        temperatures: Softening.
+        pool: 3x3 average before comparing.
+        correct_only: Only pixels that the teacher gets right.
+    """
+
+    weights: Mapping[str, float] = field(default_factory=dict)
+    temperatures: Temperatures = field(default_factory=Temperatures)
+    pool: bool = False
+    correct_only: bool = False
+
+
+class Objective(nn.Module):
+    """L = CE + Dice + ramp * sum of weighted distillation terms.
+
+    Attributes:
+        network: The network in training.
+        hfdm: Its projectors, None when no term compares feature maps.
+    """
+
+    def __init__(
+        self,
+        network: HfdNet,
+        *,
+        ignore_index: int,
+        distillation: Distillation = Distillation(),
+        hfdm: Hfdm | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.hfdm = hfdm
+        self._ignore_index = ignore_index
+        self._distillation = distillation
+
+    @property
+    def terms(self) -> Sequence[str]:
+        """Names of the losses that `forward` gives, beside "loss"."""
+        return ("ce", "dice", *self._distillation.weights)
+
+    def forward(
+        self, pixels: Tensor, label: Tensor, teacher: Taps | None, valid: Tensor | None, ramp: float
+    ) -> dict[str, Tensor]:
+        """Compute all losses of a batch.
+
+        Args:
+            pixels: Network input (batch, bands, rows, cols).
+            label: int64 (batch, rows, cols).
+            teacher: The teacher's maps for the same pixels; None without distillation.
+            valid: bool (batch, rows, cols), where SAR has data; None for everywhere. Nothing is distilled
+                elsewhere: the student cannot know what the teacher sees there.
+            ramp: Factor of the distillation terms, 0 to 1.
+        Returns:
+            "loss" (their weighted sum) and each unweighted term.
+        """
+        taps = self.network.taps(pixels)
+        losses = segmentation_losses(taps.logits, label, ignore_index=self._ignore_index)
+        total = losses["ce"] + losses["dice"]
+        settings = self._distillation
+        if settings.weights and teacher is not None:
+            mask = valid
+            if settings.correct_only:
+                right = teacher_is_right(teacher.logits, label)
+                mask = right if valid is None else right & valid
+            distilled = distillation_losses(
+                taps,
+                teacher,
+                terms=tuple(settings.weights),
+                hfdm=self.hfdm,
+                temperatures=settings.temperatures,
+                pool=settings.pool,
+                mask=mask,
+            )
+            for term, loss in distilled.items():
+                total = total + ramp * settings.weights[term] * loss
+            losses.update(distilled)
+        return {"loss": total, **losses}
