@@ -160,7 +160,9 @@ def _deploy(out: Path, folder: PairFolder, student: Path, size: DemoSize, progre
     from hfd_edge.deploy.quantize import quantize
 
     path = out / "demo.hfd"
-    bundle = Bundle.open(path) if path.is_dir() else export_run(student, path, folder=folder, progress=progress)
+    bundle = (
+        Bundle.open(path) if path.is_dir() else export_run(student, path, folder=folder, progress=progress)
+    )
     if {"fp16", "int8"} <= set(bundle.precisions):
         return bundle
     return quantize(bundle, folder, tiles=size.calibration_tiles, progress=progress)
@@ -188,9 +190,7 @@ def _scores(out: Path, bundle: Path, progress: Progress) -> dict[str, dict[str, 
     if path.is_file():
         return dict(json.loads(path.read_text("utf-8")))
     data = out / "data" / "pairs"
-    scores = {
-        name: measure(out / "runs" / name, data, progress=progress) for name in ("teacher", "sar_only")
-    }
+    scores = {name: measure(out / "runs" / name, data, progress=progress) for name in ("teacher", "sar_only")}
     for precision in ("fp32", "fp16", "int8"):
         scores[precision] = measure(bundle, data, precision=precision, progress=progress)
     write_json(path, scores)

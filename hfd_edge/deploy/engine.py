@@ -61,8 +61,8 @@ def build_engine(
         raise monitor.stopped
     if blob is None:
         raise EngineError(
-            f"{target.flavour} {trt.__version__} could not compile {model.name} for {target.name}: "
-            f"{_reasons(faults)}. Try another precision, or warp = 'gather' in the recipe's [network]."
+            f"TensorRT-RTX {trt.__version__} could not compile {model.name} for {target.name}: "
+            f"{_reasons(faults)} {_advice(faults, target)}"
         )
     progress(1.0, 1.0, f"{label}: done")
     return Engine(bytes(blob), str(trt.__version__), seconds)
@@ -167,6 +167,15 @@ def _capabilities(trt: Any) -> list[str]:
 
 def _reasons(faults: list[str]) -> str:
     return "; ".join(fault.strip() for fault in faults[:3]) or "no reason given"
+
+
+def _advice(faults: list[str], target: Target) -> str:
+    if any("OutOfMemory" in fault or "workspace" in fault for fault in faults):
+        return (
+            f"The target allows {target.workspace_mb} MB for batches of up to {target.batch.max}: raise "
+            "workspace_mb or lower batch.max in a TOML file of your own and give its path as the target."
+        )
+    return "Try another precision, or warp = 'gather' in the recipe's [network]."
 
 
 @cache

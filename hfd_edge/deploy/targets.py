@@ -37,7 +37,7 @@ class Target(Strict):
     precisions: tuple[Precision, ...] = Field(min_length=1, description="Variants that can be built.")
     default_precision: Precision
     batch: Batch = Batch()
-    workspace_mb: int = Field(default=1024, gt=0, description="Scratch memory that kernels may use.")
+    workspace_mb: int = Field(default=4096, gt=0, description="Most memory for activations and scratch.")
     source: str = Field(default="", description="Where the facts come from.")
 
     @model_validator(mode="after")

@@ -30,8 +30,8 @@ Doubles = NDArray[np.float64]
 
 _BLOCK_PX = (128, 1024)
 """Rows and columns computed at a time: each array of double-precision sums is 1 MB, near enough to the
-processor, and the halo adds a twentieth to the work. The
-fastest of six shapes tried (64 to 256 rows, 256 to 1024 columns)."""
+processor, and the halo adds a twentieth to the work. The fastest of six shapes tried (64 to 256 rows, 256 to
+1024 columns)."""
 
 _HALF_WINDOWS: tuple[tuple[tuple[int, int, int], ...], ...] = (
     tuple((row, 0, 4) for row in range(7)),

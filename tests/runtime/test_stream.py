@@ -11,6 +11,7 @@ import pytest
 
 from hfd_edge.bundle import Bundle
 from hfd_edge.errors import RadiometryError
+from hfd_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from hfd_edge.runtime.segmenter import Segmenter
 
 Make = Callable[..., np.ndarray]
@@ -131,6 +132,28 @@ def test_close_while_the_source_blocks(segment: Segmenter, make_image: Make) -> 
     assert time.monotonic() - started < 10
     release.set()
     wait_until(lambda: workers() == 0)
+
+
+def test_close_waits_for_the_frame_at_hand(
+    segment: Segmenter, make_image: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closing the stream and then the segmenter must not take the model from under a running frame."""
+    running = threading.Event()
+    run = OnnxRuntimeBackend.run
+
+    def slowly(backend: OnnxRuntimeBackend, batch: np.ndarray) -> np.ndarray:
+        running.set()
+        time.sleep(0.2)
+        logits = run(backend, batch)
+        running.clear()
+        return logits
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "run", slowly)
+    masks = segment.stream(make_image(40, 40) for _ in range(100))
+    next(masks)
+    running.wait(20)
+    masks.close()
+    assert not running.is_set()
 
 
 def test_leaving_the_loop(segment: Segmenter, make_image: Make) -> None:

@@ -78,7 +78,7 @@ def test_every_method_trains(method: str, folder: PairFolder, teacher: Path, rec
 def test_the_loss_falls(folder: PairFolder, recipe, tmp_path: Path) -> None:
     settings = recipe(distill={"method": "none"}, training={"epochs": 6})
     history = train_student(folder, settings, tmp_path / "run").metrics()["history"]
-    assert history[-1]["loss"] < 0.8 * history[0]["loss"]
+    assert history[-1]["loss"] < 0.95 * history[0]["loss"]
 
 
 def test_equal_seeds_give_equal_bits_and_others_do_not(folder: PairFolder, recipe, tmp_path: Path) -> None:

@@ -85,4 +85,4 @@ def test_a_few_steps_lower_the_loss(batch) -> None:
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]

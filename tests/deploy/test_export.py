@@ -1,0 +1,154 @@
+"""A run folder becomes a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hfd_edge.bundle import Bundle
+from hfd_edge.config import DeployRecipe, EoInput, NetworkRecipe, Recipe
+from hfd_edge.datasets.folder import PairFolder
+from hfd_edge.deploy import export as room
+from hfd_edge.deploy.export import export_run
+from hfd_edge.errors import CheckpointError, DatasetError, ExportError, StorageError
+from hfd_edge.hfdnet.network import perturb_flow
+from hfd_edge.hfdnet.run import Run, RunInfo
+from hfd_edge.runtime.segmenter import Segmenter
+
+from .conftest import PREPROCESSING, TILE
+
+RECIPE = Recipe(
+    network=NetworkRecipe(encoder="test_resnet", channels=16, init="random"),
+    deploy=DeployRecipe(tile_px=TILE),
+)
+
+
+def make_run(path: Path, folder: PairFolder, *, kind: str = "student", recipe: Recipe = RECIPE) -> Path:
+    """A run folder as training leaves it; weights are random, the flow is not zero."""
+    eo = {"eo_mean": (0.5,) * 3, "eo_std": (0.2,) * 3} if kind == "teacher" else {}
+    dataset = folder.config.model_copy(update={"eo": EoInput()}) if kind == "teacher" else folder.config
+    info = RunInfo(
+        kind=kind,
+        dataset=dataset,
+        preprocessing=PREPROCESSING if kind == "student" else None,
+        data_sha256=folder.sha256,
+        versions={"torch": torch.__version__},
+        created="2026-01-01T00:00:00+00:00",
+        **eo,
+    )
+    run = Run.create(path, recipe, info)
+    torch.manual_seed(1)
+    network = run.untrained_network().eval()
+    perturb_flow(network, seed=2)
+    run.save_best(network.state_dict())
+    run.save_metrics({"miou": 0.5, "best_epoch": 3, "history": []})
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(folder: PairFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "student", folder)
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path, folder: PairFolder, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return export_run(run, tmp_path_factory.mktemp("bundles") / "flood.hfd", folder=folder)
+
+
+def test_the_manifest_describes_the_run(exported: Bundle, run: Path, folder: PairFolder) -> None:
+    manifest = Bundle.open(exported.path).manifest
+    trained = Run.open(run)
+    assert manifest.name == "flood"
+    assert manifest.classes == folder.config.classes
+    assert manifest.palette == folder.config.palette
+    assert manifest.sar == folder.config.sar
+    assert manifest.preprocessing == PREPROCESSING
+    assert (manifest.head, manifest.tile_px, manifest.stride) == ("quarter", TILE, 4)
+    assert manifest.provenance.data_sha256 == folder.sha256
+    assert Recipe.model_validate(manifest.provenance.recipe) == trained.recipe
+    assert {"torch", "onnx", "onnxruntime"} <= set(manifest.provenance.versions)
+    assert manifest.metrics["fp32"]["onnx_difference"] < 1e-4
+    assert manifest.metrics["fp32"]["training"] == {"miou": 0.5, "best_epoch": 3}
+    exported.verify()
+
+
+def test_golden_labels_are_what_the_runtime_gives(exported: Bundle) -> None:
+    tiles = exported.golden()
+    assert [tile.name for tile in tiles] == ["000", "001", "002"]
+    with Segmenter(exported, backend="onnxruntime", precision="fp32") as segment:
+        for tile in tiles:
+            np.testing.assert_array_equal(segment(tile.image), tile.labels)
+    assert len(np.unique(tiles[0].labels)) > 1
+
+
+def test_golden_tiles_keep_no_data(exported: Bundle) -> None:
+    tile = exported.golden()[0]
+    assert (tile.image == 0).any()
+    np.testing.assert_array_equal(tile.labels == 255, (tile.image == 0).any(0))
+
+
+def test_without_data_there_are_no_golden_tiles(
+    run: Path, tmp_path: Path, exported: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = exported.model("fp32").read_bytes()
+    monkeypatch.setattr(room, "export_network", lambda network, path, **shape: path.write_bytes(model))
+    seen: list[tuple[float, float]] = []
+    bundle = export_run(
+        run, tmp_path / "b.hfd", progress=lambda done, total, text: seen.append((done, total))
+    )
+    assert bundle.golden() == []
+    assert seen[-1] == (3, 3)
+
+
+def test_a_model_that_differs_from_the_weights_is_not_written(
+    run: Path, folder: PairFolder, tmp_path: Path, exported: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = make_run(tmp_path / "other", folder)
+    weights = Run.open(other).network().state_dict()
+    weights["classifier.bias"] = weights["classifier.bias"] + 1.0
+    Run.open(other).save_best(weights)
+    model = exported.model("fp32").read_bytes()
+    monkeypatch.setattr(room, "export_network", lambda network, path, **shape: path.write_bytes(model))
+    with pytest.raises(ExportError, match="as trained differs from the weights"):
+        export_run(other, tmp_path / "b.hfd")
+    assert not (tmp_path / "b.hfd").exists()
+
+
+def test_a_teacher_is_refused(folder: PairFolder, tmp_path: Path) -> None:
+    teacher = make_run(tmp_path / "teacher", folder, kind="teacher")
+    with pytest.raises(ExportError, match="is a teacher: it takes optical images.*of a student"):
+        export_run(teacher, tmp_path / "b.hfd")
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"is not a run: it has no run\.json"):
+        export_run(tmp_path, tmp_path / "b.hfd")
+    with pytest.raises(CheckpointError, match="is not a run"):
+        export_run(tmp_path / "missing", tmp_path / "b.hfd")
+
+
+def test_damaged_weights(folder: PairFolder, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", folder)
+    weights = run / "best.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-500])
+    with pytest.raises(CheckpointError, match=r"best\.safetensors .*is damaged"):
+        export_run(run, tmp_path / "b.hfd")
+    assert not (tmp_path / "b.hfd").exists()
+
+
+def test_an_existing_bundle_is_not_overwritten(run: Path, exported: Bundle) -> None:
+    with pytest.raises(StorageError, match="already exists. Choose another --out"):
+        export_run(run, exported.path)
+
+
+def test_data_of_other_classes(run: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "val").symlink_to(data / "val")
+    text = (data / "dataset.toml").read_text()
+    for old, new, what in (('"city"', '"town"', "classes"), ("looks = 4.0", "looks = 2.0", "SAR input")):
+        assert old in text
+        (tmp_path / "dataset.toml").write_text(text.replace(old, new))
+        with pytest.raises(DatasetError, match=f"has {what} .*but the run was trained for"):
+            export_run(run, tmp_path / "b.hfd", folder=PairFolder.open(tmp_path))

@@ -1,0 +1,137 @@
+"""The ONNX file computes what the weights compute, and the check that says so can fail."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from hfd_edge.deploy.graph import session
+from hfd_edge.deploy.onnx_export import OPSET, check_parity, export_network
+from hfd_edge.errors import ExportError, MissingExtraError, StorageError
+from hfd_edge.raster.logits import labels_from_logits
+
+from .conftest import BANDS, CLASSES, TILE, Mini, make_mini, make_tiles
+
+SHAPE = {"bands": BANDS, "tile_px": TILE, "head": "quarter"}
+
+
+def test_names_types_and_free_batch(mini_onnx: Path) -> None:
+    model = onnx.load(mini_onnx)
+    assert model.opset_import[0].version == OPSET
+    (sar,), (logits,) = model.graph.input, model.graph.output
+    assert (sar.name, logits.name) == ("sar", "logits")
+    runner = session(mini_onnx)
+    for batch in (1, 3):
+        found = runner.run(["logits"], {"sar": make_tiles(batch)})[0]
+        assert found.shape == (batch, len(CLASSES), TILE // 4, TILE // 4)
+        assert found.dtype == np.float32
+
+
+def test_batch_normalisation_is_folded(mini_onnx: Path) -> None:
+    operators = {node.op_type for node in onnx.load(mini_onnx).graph.node}
+    assert "BatchNormalization" not in operators
+    assert "GridSample" in operators
+
+
+def test_parity(mini: Mini, mini_onnx: Path) -> None:
+    before = {name: value.clone() for name, value in mini.state_dict().items()}
+    assert check_parity(mini, mini_onnx, **SHAPE, pixels=make_tiles(2)) < 1e-5
+    assert all(torch.equal(value, before[name]) for name, value in mini.state_dict().items())
+
+
+def test_parity_of_the_gather_form(gather_onnx: Path) -> None:
+    assert "GridSample" not in {node.op_type for node in onnx.load(gather_onnx).graph.node}
+    assert check_parity(make_mini(method="gather"), gather_onnx, **SHAPE) < 1e-5
+
+
+def test_a_damaged_weight_is_found(mini: Mini, mini_onnx: Path, tmp_path: Path) -> None:
+    model = onnx.load(mini_onnx)
+    weight = next(item for item in model.graph.initializer if item.name == "coarse.0.weight")
+    value = onnx.numpy_helper.to_array(weight).copy()
+    value[0] += 0.1
+    weight.CopyFrom(onnx.numpy_helper.from_array(value, weight.name))
+    onnx.save(model, tmp_path / "damaged.onnx")
+    with pytest.raises(ExportError, match="as trained differs from the weights by .*allowed are 1e-04"):
+        check_parity(mini, tmp_path / "damaged.onnx", **SHAPE)
+
+
+def test_a_faulty_warp_is_found_though_the_flow_is_zero(tmp_path: Path) -> None:
+    """A warp that ignores its flow computes the same as long as the flow is zero."""
+    network = make_mini(flow=False)
+    with torch.no_grad():
+        # Not exactly zero, as the exporter would merge equal constants; far below what a pixel shows.
+        network.align.flow_head.bias.copy_(torch.tensor([1e-9, 2e-9]))
+        network.align.flow_head.weight.fill_(1e-12)
+    path = tmp_path / "model.onnx"
+    export_network(network, path, **SHAPE)
+    model = onnx.load(path)
+    scale = next(node for node in model.graph.node if node.op_type == "Mul" and "align" in node.name)
+    constant = next(item for item in model.graph.initializer if item.name in scale.input)
+    zeros = np.zeros_like(onnx.numpy_helper.to_array(constant))
+    constant.CopyFrom(onnx.numpy_helper.from_array(zeros, constant.name))
+    onnx.save(model, path)
+    with pytest.raises(ExportError, match="with a random flow differs from the weights"):
+        check_parity(network, path, **SHAPE)
+
+
+def test_parity_of_a_network_whose_flow_was_never_trained(tmp_path: Path) -> None:
+    network = make_mini(flow=False)
+    path = tmp_path / "model.onnx"
+    export_network(network, path, **SHAPE)
+    assert check_parity(network, path, **SHAPE) < 1e-5
+
+
+def test_full_and_quarter_head_give_the_same_labels(mini: Mini, mini_onnx: Path, tmp_path: Path) -> None:
+    path = tmp_path / "full.onnx"
+    export_network(mini, path, bands=BANDS, tile_px=TILE, head="full")
+    assert check_parity(mini, path, bands=BANDS, tile_px=TILE, head="full") < 1e-5
+    tiles = make_tiles(4)
+    full = session(path).run(["logits"], {"sar": tiles})[0].argmax(1)
+    quarter = session(mini_onnx).run(["logits"], {"sar": tiles})[0]
+    labels = [labels_from_logits(logits, stride=4, rows=TILE, cols=TILE) for logits in quarter]
+    assert len(np.unique(full)) > 1
+    assert (full == np.stack(labels)).mean() >= 0.999
+
+
+def test_weights_that_are_not_finite(mini_onnx: Path) -> None:
+    network = make_mini()
+    with torch.no_grad():
+        network.classifier.bias.fill_(float("nan"))
+    with pytest.raises(ExportError, match="gives logits that are not finite or all equal"):
+        check_parity(network, mini_onnx, **SHAPE)
+
+
+def test_an_operator_that_cannot_be_exported(tmp_path: Path) -> None:
+    class Strange(torch.nn.Module):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return torch.linalg.svd(pixels).S
+
+    with pytest.raises(ExportError, match="cannot be exported to ONNX"):
+        export_network(Strange(), tmp_path / "m.onnx", **SHAPE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk(mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, content: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(StorageError, match="Free some space"):
+        export_network(mini, tmp_path / "m.onnx", **SHAPE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_extra(mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(MissingExtraError, match=r"'onnxscript'.*pip install 'hfd-edge\[export\]'"):
+        export_network(mini, tmp_path / "m.onnx", **SHAPE)
+
+
+def test_nothing_is_printed(mini: Mini, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    export_network(mini, tmp_path / "m.onnx", **SHAPE)
+    assert capfd.readouterr().out == ""
