@@ -102,7 +102,8 @@ def _claim(out: Path, recipe: Recipe, size: DemoSize, *, fresh: bool) -> None:
         write_json(marker, wanted)
     elif json.loads(marker.read_text("utf-8")) != wanted:
         raise StorageError(
-            f"{out} holds a demo of another recipe or size. Start again with --fresh, or choose another --out."
+            f"{out} holds a demo of another recipe or size. Start again with --fresh, or choose another "
+            "--out."
         )
 
 

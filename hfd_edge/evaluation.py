@@ -88,7 +88,7 @@ def open_predictor(model: Path, *, precision: str = "fp32", backend: str = "auto
     def predict(image: Array) -> NDArray[np.uint8]:
         pixels, valid = preprocessing(image)
         labels = predict_labels(network, pixels[None], device=device)[0]
-        return np.where(valid, labels, np.uint8(NODATA_LABEL))
+        return np.asarray(np.where(valid, labels, np.uint8(NODATA_LABEL)))
 
     yield predict
 

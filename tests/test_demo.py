@@ -13,6 +13,7 @@ from hfd_edge.bundle import Bundle
 from hfd_edge.config import Recipe
 from hfd_edge.demo import DemoSize, run_demo
 from hfd_edge.errors import StorageError
+from hfd_edge.files import sha256
 from hfd_edge.raster.scene import SceneReader
 
 RECIPE = Recipe.model_validate(
@@ -72,10 +73,11 @@ def test_report_is_self_contained(demo: tuple[Path, dict[str, Any]]) -> None:
 
 def test_second_run_does_nothing_again(demo: tuple[Path, dict[str, Any]]) -> None:
     out, summary = demo
-    kept = [out / "scene_mask.tif", out / "runs" / "student" / "best.safetensors", out / "demo.hfd"]
-    before = [path.stat().st_mtime_ns for path in kept]
+    made_once = [out / "scene_mask.tif", out / "demo.hfd", *out.glob("demo.hfd/*"), out / "data" / "scene.tif"]
+    weights = out / "runs" / "student" / "best.safetensors"
+    before = [path.stat().st_mtime_ns for path in made_once], sha256(weights)
     assert run_demo(out, recipe=RECIPE, size=SIZE) == summary
-    assert [path.stat().st_mtime_ns for path in kept] == before
+    assert ([path.stat().st_mtime_ns for path in made_once], sha256(weights)) == before
 
 
 def test_other_recipe_is_refused(demo: tuple[Path, dict[str, Any]]) -> None:

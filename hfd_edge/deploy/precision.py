@@ -10,6 +10,7 @@ import contextlib
 import io
 import logging
 import re
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -83,11 +84,11 @@ def to_fp16(model: Path, out: Path) -> None:
     """
     opened = load(model)
     kept = high_precision_nodes(opened)
-    with _quiet():
+    with _quiet(), _scratch_copy(model) as scratch:
         autocast = require("modelopt.onnx.autocast", extra="export", purpose=_PURPOSE)
         try:
             converted = autocast.convert_to_mixed_precision(
-                str(model),
+                str(scratch),
                 low_precision_type="fp16",
                 nodes_to_exclude=_exactly(kept),
                 keep_io_types=True,
@@ -178,12 +179,12 @@ def agreement(reference: Path, variant: Path, tiles: NDArray[np.float32]) -> Agr
 def _place(model: Path, tiles: NDArray[np.float32], kept: tuple[str, ...]) -> Any:
     """Let modelopt choose where Q/DQ nodes go, with weight scales; activation scales are provisional."""
     onnx = onnx_package()
-    with _quiet(), tempfile.TemporaryDirectory(prefix="hfd-edge-") as folder:
+    with _quiet(), _scratch_copy(model) as scratch:
         quantization = require("modelopt.onnx.quantization", extra="export", purpose=_PURPOSE)
-        out = Path(folder) / "placed.onnx"
+        out = scratch.with_name("placed.onnx")
         try:
             quantization.quantize(
-                str(model),
+                str(scratch),
                 quantize_mode="int8",
                 calibration_data={INPUT: tiles},
                 calibration_method="max",
@@ -224,6 +225,15 @@ def fold_weights(model: Any) -> None:
     used = {name for node in model.graph.node for name in node.input}
     for item in [item for item in model.graph.initializer if item.name not in used]:
         model.graph.initializer.remove(item)
+
+
+@contextlib.contextmanager
+def _scratch_copy(model: Path) -> Iterator[Path]:
+    """Give a copy for modelopt to work on: it writes some of its clean-ups back to the file it was given."""
+    with tempfile.TemporaryDirectory(prefix="hfd-edge-") as folder:
+        copy = Path(folder) / model.name
+        shutil.copyfile(model, copy)
+        yield copy
 
 
 def _incomplete(error: ImportError) -> MissingExtraError:
