@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-# Small problems: one thread is faster than the hand-over to a second, and results do not depend on it.
+# Small problems: more threads cost more than they save.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A finished demo on tiny data; tests read it and leave it as it is."""
+
+    out: Path
+    recipe: Any
+    size: Any
+    summary: dict[str, Any]
+
+    @property
+    def pairs(self) -> Path:
+        return self.out / "data" / "pairs"
+
+    @property
+    def bundle(self) -> Path:
+        return Path(self.summary["bundle"])
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +46,22 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("real SAR data are not beside the repository (../shared/data)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    """The whole road once, through the code of `hfd-edge demo`; half a minute, for all tests together."""
+    from hfd_edge.config import Recipe
+    from hfd_edge.demo import DemoSize, run_demo
+
+    recipe = Recipe.model_validate(
+        {
+            "network": {"preset": "s", "channels": 16, "init": "random"},
+            "training": {"epochs": 2, "batch": 4, "crop_px": 64},
+            "preprocessing": {"speckle": "lee"},
+            "deploy": {"tile_px": 64},
+        }
+    )
+    size = DemoSize(train=8, val=2, test=3, tile_px=64, scene_px=300, calibration_tiles=4)
+    out = tmp_path_factory.mktemp("demo") / "run"
+    return Demo(out, recipe, size, run_demo(out, recipe=recipe, size=size))

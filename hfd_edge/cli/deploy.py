@@ -18,6 +18,13 @@ def export(
     run: Annotated[Path, typer.Argument(help="Student's run folder.", metavar="RUN")],
     out: Annotated[Path, typer.Option("--out", help="Bundle folder to make, for example flood.hfd.")],
     data: OptionalData = None,
+    head: Annotated[
+        str | None,
+        typer.Option(help="quarter (stride 4, the runtime upsamples) or full; default: the recipe's."),
+    ] = None,
+    tile_px: Annotated[
+        int | None, typer.Option("--tile", min=32, help="Side of the tile; default: the recipe's.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Export a trained student as a bundle with an FP32 ONNX model.
@@ -27,14 +34,20 @@ def export(
 
     Example: `hfd-edge export runs/student --data data/ombria --out flood.hfd`
     """
+    from hfd_edge.config import DeployRecipe, parse
     from hfd_edge.datasets.folder import PairFolder
     from hfd_edge.deploy.export import export_run
     from hfd_edge.hfdnet.run import Run
     from hfd_edge.report.console import bars
 
-    folder = PairFolder.open(data, scheme=Run.open(run).recipe.split) if data else None
+    recipe = Run.open(run).recipe
+    options = {name: value for name, value in (("head", head), ("tile_px", tile_px)) if value is not None}
+    deploy = parse({**recipe.deploy.model_dump(), **options}, DeployRecipe, source="export options")
+    folder = PairFolder.open(data, scheme=recipe.split) if data else None
     with bars() as progress:
-        bundle = export_run(run, out, folder=folder, progress=progress)
+        bundle = export_run(
+            run, out, folder=folder, head=deploy.head, tile_px=deploy.tile_px, progress=progress
+        )
     _show_bundle(bundle.path, as_json=json, title="Exported")
 
 
@@ -42,7 +55,9 @@ def export(
 def quantize(
     bundle: BundleFolder,
     data: Data,
-    method: Annotated[str, typer.Option(help="Calibration: entropy or max.")] = "entropy",
+    method: Annotated[
+        str, typer.Option(help="How activations are clipped: entropy, mse or max.")
+    ] = "entropy",
     tiles: Annotated[int, typer.Option(min=1, help="Tiles of the training split to calibrate on.")] = 64,
     json: Json = False,
 ) -> None:

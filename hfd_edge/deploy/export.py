@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hfd_edge.bundle import Bundle, Manifest, Provenance
 from hfd_edge.datasets.folder import PairFolder
 from hfd_edge.deploy.graph import INPUT, OUTPUT, session
-from hfd_edge.deploy.onnx_export import check_parity, export_network
+from hfd_edge.deploy.onnx_export import Head, check_parity, export_network
 from hfd_edge.deploy.tiles import golden_images, pad_to_tile
 from hfd_edge.errors import DatasetError, ExportError, StorageError, require
 from hfd_edge.progress import Progress, silent
@@ -33,6 +33,8 @@ def export_run(
     out: Path | str,
     *,
     folder: PairFolder | None = None,
+    head: Head | None = None,
+    tile_px: int | None = None,
     progress: Progress = silent,
 ) -> Bundle:
     """Export a student as a bundle with an FP32 ONNX model that was compared with the weights.
@@ -42,6 +44,8 @@ def export_run(
         out: Bundle folder to make; must not exist. Its name without suffix becomes the bundle's name.
         folder: Data to take golden tiles from; without, the bundle has none, and a device cannot check
             itself.
+        head: "quarter" or "full"; None takes the recipe's.
+        tile_px: Side of the tile, a multiple of 32; None takes the recipe's.
         progress: Told of the steps.
     Returns:
         The new bundle.
@@ -66,12 +70,13 @@ def export_run(
     if folder is not None:
         _check_data(opened, folder)
     steps = 3 if folder is None else 4
-    manifest = _manifest(opened, name=out.stem)
+    head, tile_px = head or opened.recipe.deploy.head, tile_px or opened.recipe.deploy.tile_px
+    manifest = _manifest(opened, name=out.stem, head=head, tile_px=tile_px)
     with tempfile.TemporaryDirectory(prefix="hfd-edge-") as work:
         model = Path(work) / MODEL
         network = opened.network()
         progress(0, steps, "exporting to ONNX")
-        bands, tile_px, head = opened.info.bands, manifest.tile_px, manifest.head
+        bands = opened.info.bands
         export_network(network, model, bands=bands, tile_px=tile_px, head=head)
         progress(1, steps, "comparing ONNX with the weights")
         difference = check_parity(network, model, bands=bands, tile_px=tile_px, head=head)
@@ -100,7 +105,7 @@ def _check_data(run: Run, folder: PairFolder) -> None:
             )
 
 
-def _manifest(run: Run, *, name: str) -> Manifest:
+def _manifest(run: Run, *, name: str, head: Head, tile_px: int) -> Manifest:
     from hfd_edge.hfdnet.run import now
 
     info, recipe = run.info, run.recipe
@@ -113,8 +118,8 @@ def _manifest(run: Run, *, name: str) -> Manifest:
         nodata_label=info.dataset.ignore_index,
         sar=info.dataset.sar,
         preprocessing=info.preprocessing,
-        head=recipe.deploy.head,
-        tile_px=recipe.deploy.tile_px,
+        head=head,
+        tile_px=tile_px,
         precisions={"fp32": MODEL},
         provenance=Provenance(
             recipe=recipe.model_dump(mode="json"),

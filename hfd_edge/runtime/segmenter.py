@@ -137,7 +137,8 @@ class Segmenter:
                 the scene's CRS and transform, or ground control points.
             progress: Called with tiles done and tiles in all.
         Raises:
-            RasterError: the scene cannot be read, is truncated, or has another number of bands.
+            RasterError: the scene cannot be read, is truncated, has another number of bands, or has no
+                valid pixel at all.
             RadiometryError: the pixels are not in the manifest's units.
             StorageError: the mask cannot be written, or is the scene itself.
             BackendError: the network failed to run, or the segmenter was closed.
@@ -161,6 +162,12 @@ class Segmenter:
             rows = SceneSource(reader, nodata=manifest.preprocessing.nodata)
             with writer:
                 count = segment_rows(rows, writer, backend=self._model, tiler=self._tiler, progress=progress)
+                if count.tiles == 0:
+                    raise RasterError(
+                        f"{source} has no valid pixel: all of it is NaN, no-data, or "
+                        "without backscatter. Check that the file is whole and that its no-data value is "
+                        f"right; the bundle expects {manifest.sar.units}."
+                    )
             return SceneReport(
                 rows=reader.rows,
                 cols=reader.cols,
