@@ -37,9 +37,9 @@ class DemoSize:
         calibration_tiles: Tiles for the INT8 calibration.
     """
 
-    train: int = 96
-    val: int = 12
-    test: int = 24
+    train: int = 160
+    val: int = 16
+    test: int = 32
     tile_px: int = 256
     scene_px: int = 4096
     calibration_tiles: int = 32

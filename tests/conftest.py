@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +49,24 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("real SAR data are not beside the repository (../shared/data)")
     return folder
+
+
+@contextmanager
+def _files_end_at(size: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Python ignores SIGXFSZ, so writing beyond the limit fails with EFBIG, as ENOSPC would.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        # Before the test ends: pytest's own output may go to a file that is longer already.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def full_disk() -> Callable[[int], AbstractContextManager[None]]:
+    """A disk that is full, without needing one: inside the block, files cannot grow beyond so many bytes."""
+    return _files_end_at
 
 
 @pytest.fixture(scope="session")

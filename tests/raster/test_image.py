@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -149,13 +149,13 @@ def test_refuses_what_a_format_cannot_hold(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif"])
-def test_full_disk_keeps_the_old_file(tmp_path: Path, name: str, full_disk: Callable[[int], None]) -> None:
+def test_full_disk_keeps_the_old_file(tmp_path: Path, name: str, full_disk: Any) -> None:
     path = tmp_path / name
     write_image(path, np.zeros((1, 4, 4), np.uint8))
     before = path.read_bytes()
-    full_disk(20_000)
     noise = np.random.default_rng(0).integers(0, 255, (1, 400, 400)).astype(np.uint8)
-    with pytest.raises(StorageError, match=rf"Could not write .*{name}.*nothing was half written"):
+    error = rf"Could not write .*{name}.*nothing was half written"
+    with pytest.raises(StorageError, match=error), full_disk(20_000):
         write_image(path, noise)
     assert path.read_bytes() == before
     assert [item.name for item in tmp_path.iterdir()] == [name]

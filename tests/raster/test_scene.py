@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -199,13 +199,14 @@ def test_an_exception_leaves_the_old_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "size", [0, 3_000, 8_000, 100_000, 200_000, 265_000, 269_500, 270_000, 300_000, 330_000, 338_000]
 )
-def test_full_disk_leaves_nothing(tmp_path: Path, size: int, full_disk: Callable[[int], None]) -> None:
+def test_full_disk_leaves_nothing(tmp_path: Path, size: int, full_disk: Any) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (512, 520), dtype=np.uint8)
     write_mask(tmp_path / "whole.tif", noise)
     assert (tmp_path / "whole.tif").stat().st_size > size
     (tmp_path / "whole.tif").unlink()
-    full_disk(size)  # from 269 kB on the disk fills up while overviews are made, which GDAL does not report
-    with pytest.raises(StorageError, match=r"Could not write .*m\.tif.*nothing was half written"):
+    # From 269 kB on the disk fills up while overviews are made, which GDAL does not report.
+    error = r"Could not write .*m\.tif.*nothing was half written"
+    with pytest.raises(StorageError, match=error), full_disk(size):
         write_mask(tmp_path / "m.tif", noise)
     assert not list(tmp_path.iterdir())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -305,17 +306,13 @@ def test_truncated_scene_leaves_nothing(tmp_path: Path, make_bundle: MakeBundle,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundles", "s.tif"]
 
 
-def test_full_disk_leaves_nothing(tmp_path: Path, make_bundle: MakeBundle, make_image: Make) -> None:
-    resource = pytest.importorskip("resource")
+def test_full_disk_leaves_nothing(
+    tmp_path: Path, make_bundle: MakeBundle, make_image: Make, full_disk: Any
+) -> None:
     write_image(tmp_path / "s.tif", make_image(600, 500))
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with Segmenter(make_bundle()) as segment:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, hard))
-        try:
-            with pytest.raises(StorageError, match=r"Could not write .*m\.tif"):
-                segment.scene(tmp_path / "s.tif", tmp_path / "out" / "m.tif")
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    error = r"Could not write .*m\.tif"
+    with Segmenter(make_bundle()) as segment, pytest.raises(StorageError, match=error), full_disk(8_000):
+        segment.scene(tmp_path / "s.tif", tmp_path / "out" / "m.tif")
     assert not list((tmp_path / "out").iterdir())
 
 
