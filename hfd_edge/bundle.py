@@ -173,12 +173,13 @@ class Bundle:
         """Give the checked ONNX file of one precision. Raises BundleError."""
         relpath = {str(name): file for name, file in self.manifest.precisions.items()}.get(precision)
         if relpath is None:
-            made_by = "hfd-edge export RUN --out BUNDLE"
-            if precision in ("fp16", "int8"):
-                made_by = f"hfd-edge quantize {self.path} --data DIR"
+            fix = {
+                "fp32": "Make it with: hfd-edge export RUN --out BUNDLE",
+                "fp16": f"Make it with: hfd-edge quantize {self.path} --data DIR",
+                "int8": f"Make it with: hfd-edge quantize {self.path} --data DIR",
+            }.get(precision, "Choose one of these.")
             raise BundleError(
-                f"{self.path} has no {precision} model; it has: {', '.join(self.precisions) or 'none'}. "
-                f"Make it with: {made_by}"
+                f"{self.path} has no {precision} model; it has: {', '.join(self.precisions) or 'none'}. {fix}"
             )
         return self.file(relpath)
 
@@ -348,6 +349,8 @@ def _read_manifest(path: Path) -> Manifest:
         raise BundleError(
             f"{path} is not a bundle: it has no {MANIFEST}. Give the folder that hfd-edge export made."
         ) from error
+    except OSError as error:
+        raise BundleError(f"{source} cannot be read: {error.strerror}. Check who may read it.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise BundleError(
             f"{source} is damaged or truncated: {error}. Copy the bundle again, or re-export it."

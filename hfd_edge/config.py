@@ -6,12 +6,13 @@ plain values inside. Unknown keys are refused, so a misspelt switch never trains
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hfd_edge.errors import RecipeError
 from hfd_edge.files import write_text
@@ -53,6 +54,12 @@ class SarInput(Strict):
         default=None,
         description="Stored value that marks no-data; NaN always does, and so does zero amplitude.",
     )
+
+    @field_validator("nodata")
+    @classmethod
+    def _a_number(cls, nodata: float | None) -> float | None:
+        # NaN and infinity are no-data anyway; NaN differs from itself, and JSON has neither.
+        return nodata if nodata is not None and math.isfinite(nodata) else None
 
 
 class EoInput(Strict):
@@ -188,12 +195,16 @@ def read_toml(path: Path, model: type[Model], *, overrides: tuple[str, ...] = ()
         model: `Recipe` or `DatasetConfig`.
         overrides: "section.key=value" strings, values in TOML syntax (a bare word is a string).
     Raises:
-        RecipeError: the file is missing, is not TOML, or a key is unknown or out of range.
+        RecipeError: the file is missing or unreadable, is not TOML, or a key is unknown or out of range.
     """
     try:
         content = tomllib.loads(Path(path).read_text("utf-8"))
     except FileNotFoundError as error:
         raise RecipeError(f"There is no file {path}. Check the path.") from error
+    except OSError as error:
+        raise RecipeError(
+            f"{path} cannot be read: {error.strerror}. Name a TOML file that you may read."
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not valid TOML: {error}. Correct that line.") from error
     for override in overrides:

@@ -6,8 +6,8 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,12 +32,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".writing-", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        new = path.parent / f".writing-{secrets.token_hex(8)}{path.suffix}"
+        new.touch(exist_ok=False)  # not by tempfile: its files are for their owner alone
+        temporary = new
         yield temporary
         _flush_to_disk(temporary)
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files that only the owner can read
         temporary.replace(path)
     except OSError as error:
         if isinstance(error, StorageError) or error.errno is None:
@@ -61,9 +60,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".writing-{path.name}-", dir=path.parent))
+        new = path.parent / f".writing-{secrets.token_hex(8)}"
+        new.mkdir()
+        temporary = new
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
         temporary.replace(path)
     except OSError as error:
         if isinstance(error, StorageError) or error.errno is None:
@@ -111,12 +111,6 @@ def storage_error(path: Path, error: OSError) -> StorageError:
 def _flush_to_disk(path: Path) -> None:
     with open(path, "rb") as stream:
         os.fsync(stream.fileno())
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def resource_folder(name: str) -> Path:

@@ -34,8 +34,9 @@ class Confusion:
         size = len(self.classes)
         known = truth != self.ignore_index
         rows = truth[known].astype(np.int64)
-        if rows.size and (rows.min() < 0 or rows.max() >= size):
-            raise ValueError(f"truth holds label {rows.max()}, but there are {size} classes")
+        strange = rows[(rows < 0) | (rows >= size)]
+        if strange.size:
+            raise ValueError(f"truth holds label {strange[0]}, but there are {size} classes")
         columns = np.minimum(prediction[known].astype(np.int64), size)
         flat = np.bincount(rows * (size + 1) + columns, minlength=self.counts.size)
         self.counts += flat.reshape(self.counts.shape)

@@ -123,6 +123,12 @@ def test_what_is_no_bundle(tmp_path: Path) -> None:
             Bundle.open(path)
 
 
+def test_an_unreadable_manifest(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").mkdir()
+    with pytest.raises(BundleError, match=r"manifest\.json cannot be read: Is a directory"):
+        Bundle.open(tmp_path)
+
+
 @pytest.mark.parametrize("kept", [0, 1, 500])
 def test_a_truncated_manifest(bundle: Bundle, kept: int) -> None:
     source = bundle.path / "manifest.json"
@@ -176,7 +182,7 @@ def test_a_changed_file(bundle: Bundle) -> None:
 def test_what_a_bundle_lacks_is_said_with_the_command(bundle: Bundle) -> None:
     with pytest.raises(BundleError, match=r"has no int8 model; it has: fp32\. .*hfd-edge quantize .*d\.hfd"):
         bundle.model("int8")
-    with pytest.raises(BundleError, match="has no fp8 model"):
+    with pytest.raises(BundleError, match=r"has no fp8 model; it has: fp32\. Choose one of these\.$"):
         bundle.model("fp8")
     with pytest.raises(BundleError, match="has no engine orin-fp16; it has: none.*hfd-edge build"):
         bundle.engine("orin-fp16")

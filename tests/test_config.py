@@ -79,6 +79,8 @@ def test_faults_name_file_key_and_value(tmp_path: Path, text: str, message: str)
 def test_missing_recipe(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="There is no file"):
         read_toml(tmp_path / "none.toml", Recipe)
+    with pytest.raises(RecipeError, match="cannot be read: Is a directory"):
+        read_toml(tmp_path, Recipe)
 
 
 @pytest.mark.parametrize(
@@ -118,3 +120,10 @@ def test_dataset_faults(tmp_path: Path, old: str, new: str, message: str) -> Non
 def test_parse_names_its_source() -> None:
     with pytest.raises(RecipeError, match=r"run\.json: split"):
         parse({"split": 3}, Recipe, source="run.json")
+
+
+@pytest.mark.parametrize("nodata", ["nan", "inf", "-inf"])
+def test_nodata_that_is_no_number_needs_no_declaration(tmp_path: Path, nodata: str) -> None:
+    """NaN differs from itself, and JSON has none: a manifest would never equal its own data folder."""
+    text = DATASET.replace("nodata = 0.0", f"nodata = {nodata}")
+    assert read_toml(write(tmp_path / "dataset.toml", text), DatasetConfig).sar.nodata is None

@@ -60,6 +60,8 @@ def test_faults() -> None:
         confusion.add(np.zeros((2, 2)), np.zeros((2, 3)))
     with pytest.raises(ValueError, match="truth holds label 7, but there are 3 classes"):
         confusion.add(np.array([7], np.uint8), np.array([0], np.uint8))
+    with pytest.raises(ValueError, match="truth holds label -1, but there are 3 classes"):
+        confusion.add(np.array([-1, 2]), np.array([0, 0]))
 
 
 def test_flipped_share() -> None:

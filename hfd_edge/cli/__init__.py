@@ -6,6 +6,8 @@ and works without torch.
 
 from __future__ import annotations
 
+import signal
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -67,8 +69,13 @@ def _root(
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; SIGTERM (docker stop, systemd, timeout) cleans up as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, _stop)
     app()
+
+
+def _stop(number: int, _: object) -> None:
+    sys.exit(128 + number)  # the status by which shells know a signal
 
 
 from hfd_edge.cli import data, deploy, inspect, run, train  # noqa: E402

@@ -61,8 +61,13 @@ def predict(
 
 def _destinations(scenes: list[Path], out: Path) -> list[Path]:
     """One file for one scene (unless `out` is a folder), else a file per scene in the folder `out`."""
-    if len(scenes) == 1 and not out.is_dir() and out.suffix.lower() in {".tif", ".tiff"}:
+    ending = "" if out.is_dir() else out.suffix.lower()
+    if ending in {".tif", ".tiff"}:
+        if len(scenes) > 1:
+            raise typer.BadParameter(f"several scenes need a folder, but --out is the file {out.name}")
         return [out]
+    if ending in {".png", ".jpg", ".jpeg", ".jp2", ".img", ".vrt"}:
+        raise typer.BadParameter(f"masks are GeoTIFF, so --out {out.name} must end in .tif")
     names = [scene.with_suffix(".tif").name for scene in scenes]
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:

@@ -87,7 +87,7 @@ def evaluate(
 
             with open_predictor(model, precision=precision, backend=backend) as predict:
                 folder = open_folder(model, data, scheme=scheme)
-                write_tiles(folder, {precision: predict}, pictures, split=split)
+                write_tiles(folder, {scores["precision"]: predict}, pictures, split=split)
     show(scores, as_json=json, title=f"{model.name} on {split}")
 
 

@@ -12,6 +12,7 @@ missing where only the SAR network looks (test); labels may be missing for pairs
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,7 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfd_edge.config import DatasetConfig, read_toml
-from hfd_edge.datasets.layout import CONFIG_NAME, SPLITS, Pair, Pool, find_schemes, index_pool, read_list
+from hfd_edge.datasets.layout import (
+    CONFIG_NAME,
+    SPLITS,
+    Pair,
+    Pool,
+    find_leak,
+    find_schemes,
+    index_pool,
+    read_list,
+)
 from hfd_edge.errors import DatasetError, RadiometryError, RasterError
 from hfd_edge.files import sha256
 from hfd_edge.progress import Progress, silent
@@ -94,8 +104,8 @@ class PairFolder:
         """The pairs of a split, sorted by name.
 
         Raises:
-            DatasetError: no such split, no SAR files in it, a listed name without SAR file, or EO and
-                label files that no SAR file has the name of.
+            DatasetError: no such split, no SAR files in it, a listed name without SAR file, EO and label
+                files that no SAR file has the name of, or a list that shares pairs with train's.
         """
         if split not in self.splits:
             have = ", ".join(self.splits) or "none"
@@ -108,6 +118,10 @@ class PairFolder:
         if not self.schemes:
             return tuple(pool.pairs[name] for name in sorted(pool.pairs))
         names, faults = read_list(self._list_file(split), pool)
+        for other in self.splits:
+            if other != split and "train" in (other, split):
+                first, second = sorted((other, split), key=SPLITS.index)
+                faults += find_leak(self._list_file(first), self._list_file(second), pool)
         if faults:
             raise DatasetError(faults[0])
         return tuple(pool.pairs[name] for name in names)
@@ -233,10 +247,12 @@ class PairFolder:
         else:
             pools = [self._pool(self.root)]
             for scheme in self.schemes if self.scheme is None else (self.scheme,):
-                lists = (self.root / "splits" / scheme / f"{split}.txt" for split in SPLITS)
+                lists = [self.root / "splits" / scheme / f"{split}.txt" for split in SPLITS]
+                lists = [path for path in lists if path.is_file()]
                 for path in lists:
-                    if path.is_file():
-                        faults.extend(read_list(path, pools[0])[1])
+                    faults.extend(read_list(path, pools[0])[1])
+                for first, second in itertools.combinations(lists, 2):
+                    faults.extend(find_leak(first, second, pools[0]))
         for pool in pools:
             faults.extend(pool.faults)
         return [pool.pairs[name] for pool in pools for name in sorted(pool.pairs)]

@@ -51,7 +51,10 @@ def find_schemes(root: Path) -> tuple[str, ...]:
 
 def read_list(path: Path, pool: Pool) -> tuple[list[str], list[str]]:
     """Read a split list: names, sorted, and what is wrong with them, one line each."""
-    lines = (line.strip() for line in path.read_text("utf-8").splitlines())
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        return [], [f"{path} is not UTF-8 text ({error}). Write one name a line."]
     names = sorted(_stem(line) for line in lines if line)
     faults = [
         f"{path} lists '{name}', but there is no sar/{name}.png or .tif. Add the file, or remove the line."
@@ -63,6 +66,17 @@ def read_list(path: Path, pool: Pool) -> tuple[list[str], list[str]]:
     if not names:
         faults.append(f"{path} lists no pair. Write one name a line.")
     return names, faults
+
+
+def find_leak(first: Path, second: Path, pool: Pool) -> list[str]:
+    """One line when two split lists name the same pairs, else nothing."""
+    both = sorted({*read_list(first, pool)[0]} & {*read_list(second, pool)[0]})
+    if not both:
+        return []
+    return [
+        f"{first} and {second.name} both list '{both[0]}' ({len(both)} pairs). Remove them from one of the "
+        "lists: a score on pairs that a training has seen says nothing."
+    ]
 
 
 def _stem(line: str) -> str:

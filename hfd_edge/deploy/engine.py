@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,7 +38,8 @@ def build_engine(
     Args:
         model: ONNX file; its types are the engine's (strongly typed network).
         target: What to compile for.
-        progress: Told of every step; when it raises, the build stops and the exception passes through.
+        progress: Told of every step; when it raises, the build stops and the exception passes through. So
+            does an interrupt (Ctrl-C).
         label: Names the work in progress.
     Raises:
         EngineError: TensorRT cannot read the file, refuses an operator (named), or cannot compile it.
@@ -44,14 +47,14 @@ def build_engine(
     """
     trt = _tensorrt()
     log = _logger()
-    with log.recording() as faults:
+    monitor = _monitor(trt)(progress, label)
+    with log.recording() as faults, _interrupt_cancels(monitor):
         builder = trt.Builder(log)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         # The parser owns the weights that the network points to: it must live until the build is over.
         parser = trt.OnnxParser(network, log)
         _parse(trt, parser, model)
         config = _configure(trt, builder, network, target)
-        monitor = _monitor(trt)(progress, label)
         config.progress_monitor = monitor
         started = time.monotonic()
         blob = builder.build_serialized_network(network, config)
@@ -176,6 +179,27 @@ def _advice(faults: list[str], target: Target) -> str:
             "workspace_mb or lower batch.max in a TOML file of your own and give its path as the target."
         )
     return "Try another precision, or warp = 'gather' in the recipe's [network]."
+
+
+@contextlib.contextmanager
+def _interrupt_cancels(monitor: Any) -> Iterator[None]:
+    """Let Ctrl-C cancel at the next step, as a progress that raises does.
+
+    Python would raise it inside whichever callback runs next, and TensorRT drops what its logger raises.
+    """
+    usual = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(usual):
+        yield
+        return
+
+    def note(number: int, frame: object) -> None:
+        monitor.stopped = monitor.stopped or KeyboardInterrupt()
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 @cache

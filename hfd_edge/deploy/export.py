@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +50,7 @@ def export_run(
     Returns:
         The new bundle.
     Raises:
-        ExportError: the run is a teacher, or ONNX and weights differ.
+        ExportError: the run is a teacher, an option is out of range, or ONNX and weights differ.
         CheckpointError: the run is damaged or is none.
         DatasetError: the data are not what the student was trained for.
         StorageError: `out` exists or cannot be written.
@@ -70,7 +70,9 @@ def export_run(
     if folder is not None:
         _check_data(opened, folder)
     steps = 3 if folder is None else 4
-    head, tile_px = head or opened.recipe.deploy.head, tile_px or opened.recipe.deploy.tile_px
+    head = opened.recipe.deploy.head if head is None else head
+    tile_px = opened.recipe.deploy.tile_px if tile_px is None else tile_px
+    _check_options(head, tile_px)
     manifest = _manifest(opened, name=out.stem, head=head, tile_px=tile_px)
     with tempfile.TemporaryDirectory(prefix="hfd-edge-") as work:
         model = Path(work) / MODEL
@@ -90,6 +92,16 @@ def export_run(
         bundle = Bundle.create(out, manifest.model_copy(update={"metrics": {"fp32": metrics}}), files)
     progress(steps, steps, "exported")
     return bundle
+
+
+def _check_options(head: str, tile_px: int) -> None:
+    from hfd_edge.hfdnet.network import MULTIPLE_PX
+
+    if head not in get_args(Head) or tile_px < MULTIPLE_PX or tile_px % MULTIPLE_PX:
+        raise ExportError(
+            f"Cannot export head {head!r} for tiles of {tile_px} pixels; tile_px must be a positive multiple "
+            f'of {MULTIPLE_PX} and head "quarter" or "full".'
+        )
 
 
 def _check_data(run: Run, folder: PairFolder) -> None:

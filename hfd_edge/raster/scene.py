@@ -92,7 +92,12 @@ class SceneReader:
                 f"({self.rows} x {self.cols})"
             )
         try:
-            return self._dataset.read(window=Window(col0, row0, col1 - col0, row1 - row0))
+            window = Window(col0, row0, col1 - col0, row1 - row0)
+            if len(set(self._dataset.dtypes)) == 1:
+                return self._dataset.read(window=window)
+            # A VRT may stack files of different types, which rasterio does not read in one call.
+            bands = [self._dataset.read(index, window=window) for index in self._dataset.indexes]
+            return np.stack(bands).astype(self.dtype, copy=False)
         except GDAL_ERRORS as error:
             raise RasterError(
                 f"{self.path} cannot be read at rows {row0} to {row1 - 1} of {self.rows}: "

@@ -80,7 +80,7 @@ def write_report(
 
 
 def machine_text() -> str:
-    """This machine in words: processor, cores, memory, versions."""
+    """This machine in words: processor, cores, system, versions."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():

@@ -50,7 +50,7 @@ class DemoReport:
 
     Attributes:
         title: Heading of the page.
-        machine: The machine that ran it, in words: processor, cores, memory, versions.
+        machine: The machine that ran it, in words: processor, cores, system, versions.
         seconds: Wall-clock time of the whole run.
         classes: Class names, in label order.
         palette: One RGB colour per class.

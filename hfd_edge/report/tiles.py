@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hfd_edge.config import Units
+from hfd_edge.config import DatasetConfig, Units
 from hfd_edge.datasets.folder import PairFolder
 from hfd_edge.report.pictures import TilePictures, tile_pictures
 from hfd_edge.report.sheets import write_predictions
@@ -43,12 +43,17 @@ def draw_tiles(
                 sar=display_values(sar, units=config.sar.units, nodata=config.sar.nodata),
                 eo=None if pair.eo is None else folder.load_eo(pair),
                 truth=None if pair.label is None else folder.load_label(pair),
-                predictions={name: one(sar) for name, one in predict.items()},
+                predictions={name: _voided(one(sar), config) for name, one in predict.items()},
                 palette=config.palette,
                 void=config.ignore_index,
             )
         )
     return tiles
+
+
+def _voided(labels: Array, config: DatasetConfig) -> Array:
+    """Labels with the data folder's id for unknown pixels where a model has its own for no-data."""
+    return np.where(labels < len(config.classes), labels, np.uint8(config.ignore_index))
 
 
 def display_values(image: Array, *, units: Units, nodata: float | None) -> Array:

@@ -224,8 +224,7 @@ def _for_blocks(shape: tuple[int, ...], work: Callable[[int, int], None]) -> Non
 
 
 def _check_signal(units: Units, looks: float, name: str, window_px: int) -> None:
-    if not (looks > 0 and math.isfinite(looks)):
-        raise RadiometryError(f"looks is {looks}, but must be positive and finite; 1 is single-look.")
+    radiometry.check_looks(looks)
     if name == "none":
         return
     speckle.check_options(name, window_px=window_px, looks=looks)

@@ -204,9 +204,9 @@ def amplitude_cu2(looks: float) -> float:
     Intensity has 1 / L. Single-look amplitude has 4 / pi - 1 = 0.273.
 
     Raises:
-        RadiometryError: looks is not positive.
+        RadiometryError: looks is not positive and finite.
     """
-    _check_looks(looks)
+    check_looks(looks)
     if looks < 32:
         log_ratio = math.log(looks) + 2.0 * (math.lgamma(looks) - math.lgamma(looks + 0.5))
     else:
@@ -223,9 +223,9 @@ def db_bias(looks: float) -> float:
     Filtering before the logarithm removes it; averaging decibels does not. -2.507 dB for one look.
 
     Raises:
-        RadiometryError: looks is not positive.
+        RadiometryError: looks is not positive and finite.
     """
-    _check_looks(looks)
+    check_looks(looks)
     return _DB_PER_NEPER * _digamma_minus_log(looks)
 
 
@@ -308,6 +308,7 @@ def _measured(image: Array, nodata: float | None) -> Array:
     return values
 
 
-def _check_looks(looks: float) -> None:
+def check_looks(looks: float) -> None:
+    """Refuse a number of looks that is not positive and finite. Raises RadiometryError."""
     if not (looks > 0 and math.isfinite(looks)):
         raise RadiometryError(f"looks is {looks}, but must be positive and finite; 1 is single-look.")

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfd_edge.config import SarInput
-from hfd_edge.errors import RadiometryError
 from hfd_edge.sar.landscape import BUILDING, CLASSES, CROP, WATER, Ground, Landscape, SmoothNoise, Window
 from hfd_edge.sar.optical import Optics
+from hfd_edge.sar.radiometry import check_looks
 
 Array = NDArray[Any]
 
@@ -123,12 +123,12 @@ class SceneRenderer:
             clouds: Whether scenes may have clouds.
             nodata: Whether scenes may reach beyond the swath.
         Raises:
-            RadiometryError: looks is not positive.
+            RadiometryError: looks is not positive and finite.
             ValueError: rows, cols or seed out of range.
         """
         if rows < 1 or cols < 1 or seed < 0:
             raise ValueError(f"rows {rows}, cols {cols} and seed {seed} must be at least 1, 1 and 0")
-        _check_looks(looks)
+        check_looks(looks)
         self.rows, self.cols, self.looks, self.nesz_db = rows, cols, looks, nesz_db
         self._seed = seed
         self._land = Landscape(np.random.default_rng([seed, 0]), rows=rows, cols=cols)
@@ -219,10 +219,10 @@ def observe(
     Returns:
         Measured intensity, float32, same shape; always positive where sigma0 + NESZ is.
     Raises:
-        RadiometryError: looks is not positive.
+        RadiometryError: looks is not positive and finite.
     Source: Oliver and Quegan (2004), Understanding Synthetic Aperture Radar Images, chapter 4.
     """
-    _check_looks(looks)
+    check_looks(looks)
     noise = np.float32(10 ** (nesz_db / 10))
     speckle = rng.standard_gamma(looks, size=sigma0.shape, dtype=np.float32)
     # The smallest draws underflow for few looks, and zero would read as no-data.
@@ -337,8 +337,3 @@ class _Border:
 def _core(image: Array) -> Array:
     """An image without the margin."""
     return image[..., _MARGIN_ROWS:-_MARGIN_ROWS, _MARGIN_COLS:-_MARGIN_COLS]
-
-
-def _check_looks(looks: float) -> None:
-    if not looks > 0:
-        raise RadiometryError(f"looks is {looks}, but must be positive; 1 is single-look.")

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from hfd_edge.errors import RadiometryError
+from hfd_edge.sar.radiometry import check_looks
 
 Array = NDArray[Any]
 Offsets = tuple[tuple[int, int], ...]
@@ -160,8 +161,7 @@ def check_options(filter: str, *, window_px: int, looks: float) -> None:
             f"window_px is {window_px}, but refined_lee is defined on {REFINED_LEE_WINDOW_PX} x "
             f"{REFINED_LEE_WINDOW_PX} pixels. Set window_px = {REFINED_LEE_WINDOW_PX}."
         )
-    if not (looks > 0 and math.isfinite(looks)):
-        raise RadiometryError(f"looks is {looks}, but must be positive and finite; 1 is single-look.")
+    check_looks(looks)
 
 
 def checked_intensity(intensity: Array) -> Array:

@@ -169,8 +169,7 @@ def _check_data(run: Run, folder: PairFolder) -> None:
     kind = "SAR" if run.info.kind == "student" else "EO"
     theirs: SarInput | EoInput | None = given.sar if kind == "SAR" else given.eo
     ours: SarInput | EoInput | None = trained.sar if kind == "SAR" else trained.eo
-    # Compared as they are stored: JSON has one "no value" for both None and NaN.
-    if theirs is None or ours is None or theirs.model_dump_json() != ours.model_dump_json():
+    if theirs is None or theirs != ours:
         raise DatasetError(
             f"{folder.root} declares {kind} input {theirs}, but the run was trained on {ours}. Convert the "
             f"data, or correct [{kind.lower()}] in its dataset.toml."

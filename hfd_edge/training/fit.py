@@ -14,7 +14,7 @@ from hfd_edge.errors import CheckpointError, DatasetError, RecipeError, StorageE
 from hfd_edge.files import sha256
 from hfd_edge.hfdnet.distillation import TERMS, Hfdm, Temperatures
 from hfd_edge.hfdnet.encoder import adapt_bands
-from hfd_edge.hfdnet.network import HfdNet
+from hfd_edge.hfdnet.network import MULTIPLE_PX, HfdNet
 from hfd_edge.hfdnet.run import RECIPE_NAME, Run, RunInfo, code_revision, now, package_versions
 from hfd_edge.progress import Progress, silent
 from hfd_edge.training.checkpoint import TrainingState
@@ -43,7 +43,7 @@ def train_teacher(
         resume: Go on with the run in `out` from its last checkpoint. On a CPU, the result is bit for bit
             that of a training which was never interrupted. A finished run is returned as it is.
         progress: Counts steps.
-        on_epoch: Called with the run folder and the history after each epoch.
+        on_epoch: Called with the run folder and the history after each epoch, and when a run is resumed.
     Returns:
         The finished run.
     Raises:
@@ -61,7 +61,7 @@ def train_teacher(
     else:
         _refuse_existing(out)
         mean, std = eo_statistics(folder, progress=progress)
-        run = Run.create(out, recipe, _info(folder, kind="teacher", eo_mean=mean, eo_std=std))
+        run = Run(out, recipe, _info(folder, kind="teacher", eo_mean=mean, eo_std=std))
     with reproducible(fabric.device, recipe.training.seed):
         network = run.untrained_network(pretrained=recipe.network.init != "random")
         cache, eo = TileCache(recipe.training.cache_mb), eo_statistics_of(run)
@@ -97,7 +97,7 @@ def train_student(
         teacher: The teacher's run folder; not used when nothing is taken from a teacher.
         resume: As in `train_teacher`.
         progress: Counts steps.
-        on_epoch: Called with the run folder and the history after each epoch.
+        on_epoch: Called with the run folder and the history after each epoch, and when a run is resumed.
     Returns:
         The finished run.
     Raises:
@@ -128,7 +128,7 @@ def train_student(
             progress=progress,
         )
         info = _info(folder, kind="student", preprocessing=preprocessing, teacher_sha256=teacher_sha256)
-        run = Run.create(out, recipe, info)
+        run = Run(out, recipe, info)
     with reproducible(fabric.device, recipe.training.seed):
         plan = _student_plan(run, folder, source, train=train, val=val)
         return _execute(plan, fabric, resume=resume, progress=progress, on_epoch=on_epoch)
@@ -168,12 +168,21 @@ def _execute(plan: Plan, fabric: Any, *, resume: bool, progress: Progress, on_ep
     trainer = Trainer(plan, progress, on_epoch, fabric, TrainingState(identity=identity_of(plan.run)))
     if resume:
         trainer.restore()
+    else:
+        # Not before all is ready: a recipe that cannot be trained leaves no folder in the way of the next.
+        Run.create(plan.run.path, plan.run.recipe, plan.run.info)
     trainer.fit()
     return plan.run
 
 
 def _batches(run: Run, store: TileStore, *, eo_jitter: float) -> Batches:
     training = run.recipe.training
+    if training.batch == 1 and training.crop_px == MULTIPLE_PX:
+        raise RecipeError(
+            f"training.batch is 1 and training.crop_px {MULTIPLE_PX}: the coarsest map is then a single "
+            "cell, which batch normalisation cannot standardise. Set training.batch to at least 2, or "
+            f"training.crop_px to at least {2 * MULTIPLE_PX}."
+        )
     augmentation = Augmentation(
         crop_px=training.crop_px,
         flip=training.flip,

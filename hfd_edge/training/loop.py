@@ -96,16 +96,16 @@ class Trainer:
         if self.state.scaler:
             self.fabric.strategy.precision.load_state_dict(self.state.scaler)
         if self._best:
-            # The file may be newer than the checkpoint; what follows must compare with the checkpoint's.
+            # A kill right after the checkpoint leaves the other files an epoch behind, or missing.
             self.plan.run.save_best(self._best)
-            self._write_metrics()
+            self._publish()
 
     def fit(self) -> None:
         """Run the steps that are left.
 
         Raises:
             RecipeError: the loss is no longer finite.
-            DatasetError: a file is faulty, or no validation pixel has a label.
+            DatasetError: a file is faulty, or no training or no validation pixel has a label.
             StorageError: a checkpoint cannot be written; the last one is whole.
         """
         first, total = self.state.step, self.plan.schedule.total
@@ -189,6 +189,7 @@ class Trainer:
 
     def _end_epoch(self, sums: Tensor) -> None:
         """Validate, keep the weights if they are the best, add a row to the history."""
+        self._check_learned()
         length = self.plan.batches.steps_per_epoch
         epoch = self.state.step // length
         scores = self._validate()
@@ -208,6 +209,15 @@ class Trainer:
             self.state.best = {"epoch": epoch, **scores}
             weights = self.plan.objective.network.state_dict()
             self._best = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+
+    def _check_learned(self) -> None:
+        """Refuse labels that are all unknown: the cross-entropy of an epoch is then 0, not merely small."""
+        if self.state.history or self.state.sums["ce"] != 0 or "logits" in self._names:
+            return
+        raise DatasetError(
+            f"No training pixel of {self.plan.batches.store.folder.root} has a label: the crops of the first "
+            "epoch hold ignore_index only. Correct the label/ files of the split 'train'."
+        )
 
     def _validate(self) -> dict[str, Any]:
         training = self.plan.run.recipe.training
@@ -240,6 +250,10 @@ class Trainer:
         assert self.state.best is not None
         if self.state.best["epoch"] == self.state.history[-1]["epoch"]:
             self.plan.run.save_best(self._best)
+        self._publish()
+
+    def _publish(self) -> None:
+        """Write metrics.json and call `on_epoch`."""
         self._write_metrics()
         if self.on_epoch is not None:
             self.on_epoch(self.plan.run.path, self.state.history)

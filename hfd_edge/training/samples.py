@@ -145,7 +145,7 @@ class Batches:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches after which every pair was seen."""
+        """Batches in one pass over the pairs, rounded up."""
         return -(-len(self.store) // self.batch)
 
     def __call__(self, step: int) -> Batch:

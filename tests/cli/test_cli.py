@@ -128,6 +128,22 @@ def test_destinations(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("scenes", "out", "message"),
+    [
+        (["a.tif"], "mask.png", "masks are GeoTIFF"),
+        (["a.tif", "b.tif"], "mask.tif", "several scenes need a folder"),
+    ],
+)
+def test_a_file_name_is_never_made_a_folder(
+    tmp_path: Path, scenes: list[str], out: str, message: str
+) -> None:
+    status, _, err = call("predict", tmp_path, *scenes, "--out", tmp_path / out)
+    assert status == 2
+    assert message in err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_scenes_of_one_name_are_refused(tmp_path: Path) -> None:
     status, _, err = call("predict", tmp_path, "x/a.tif", "y/a.tif", "--out", tmp_path / "out")
     assert status == 2

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,14 @@ def test_evaluate_bundle(demo: Any, precision: str, tmp_path: Path) -> None:
     assert set(scores) >= {"miou", "iou", "accuracy", "pixels", "tiles", "backend", "precision"}
     assert (scores["backend"], scores["precision"]) == ("onnxruntime", precision)
     assert cv2.imread(str(picture)).shape[1] > 500
+
+
+def test_pictures_name_the_precision_that_auto_chose(demo: Any, tmp_path: Path) -> None:
+    picture = tmp_path / "tiles.png"
+    options = ("--data", demo.pairs, "--precision", "auto", "--pictures", picture, "--json")
+    status, out, _ = call("evaluate", demo.bundle, *options)
+    assert (status, json.loads(out)["precision"]) == (0, "fp32")
+    assert picture.is_file()
 
 
 def test_evaluate_run(demo: Any) -> None:
@@ -273,6 +283,30 @@ def test_missing_extra(demo: Any, tmp_path: Path, extra: str) -> None:
     assert done.returncode == 1
     assert f"hfd-edge[{extra}]" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopping_a_prediction_leaves_nothing(
+    demo: Any, tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    image = np.random.default_rng(0).gamma(4, 0.02, (2, 3000, 3000)).astype(np.float32)
+    write_image(tmp_path / "large.tif", image)
+    out = tmp_path / "out"
+    out.mkdir()
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"sys.argv = ['hfd-edge', 'predict', {str(demo.bundle)!r}, {str(tmp_path / 'large.tif')!r}, '--out', "
+        f"{str(out / 'mask.tif')!r}]\nfrom hfd_edge.cli import main; main()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
+        while not list(out.iterdir()) and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == status, err
+    assert "Traceback" not in err
+    assert list(out.iterdir()) == []
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file size limits are POSIX")

@@ -233,6 +233,31 @@ def test_split_list_faults(make_folder: MakeFolder) -> None:
         PairFolder.open(root, scheme="event").pairs("train")
 
 
+def test_a_pair_in_two_splits_is_a_leak(make_folder: MakeFolder) -> None:
+    root = make_folder(layout="pool")
+    (root / "splits" / "event" / "val.txt").write_text("c\nb\n")
+    (root / "splits" / "event" / "test.txt").write_text("c\n")
+    folder = PairFolder.open(root, scheme="event")
+    leak = r"event/train.txt and val.txt both list 'b' \(1 pairs\).*Remove"
+    for split in ("train", "val"):
+        with pytest.raises(DatasetError, match=leak):
+            folder.pairs(split)
+    # Some data sets have no third split: whoever tests on val may do so, but is told by the check.
+    assert [pair.name for pair in folder.pairs("test")] == ["c"]
+    faults = folder.check()
+    assert len(faults) == 2
+    assert "event/val.txt and test.txt both list 'c'" in faults[1]
+
+
+def test_a_split_list_that_is_not_text(make_folder: MakeFolder) -> None:
+    root = make_folder(layout="pool")
+    (root / "splits" / "event" / "val.txt").write_bytes(b"\xff\xfec\x00")
+    folder = PairFolder.open(root, scheme="event")
+    with pytest.raises(DatasetError, match=r"val.txt is not UTF-8 text.*one name a line"):
+        folder.pairs("val")
+    assert len(folder.check()) == 1
+
+
 @pytest.mark.parametrize("value", [np.nan, 0.0])
 def test_sar_without_a_valid_pixel(make_folder: MakeFolder, value: float) -> None:
     root = make_folder()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from hfd_edge.deploy import engine as room
 from hfd_edge.deploy.engine import build_engine, build_options, compiler_version, engine_key
 from hfd_edge.deploy.precision import to_fp16, to_int8
 from hfd_edge.deploy.targets import Target, load_target
@@ -65,6 +68,27 @@ def test_an_exception_of_the_progress_passes_through(mini_onnx: Path) -> None:
 
     with pytest.raises(ZeroDivisionError, match="the bar broke"):
         build_engine(mini_onnx, target=ADA, progress=fail)
+
+
+def test_an_interrupt_in_a_callback_cancels(mini_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C mostly arrives while TensorRT calls its logger, through which no exception can pass."""
+    logger = type(room._logger())
+    usual = signal.getsignal(signal.SIGINT)
+
+    def interrupted(self: Any, severity: Any, message: str) -> None:
+        monkeypatch.undo()
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(logger, "log", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(mini_onnx, target=ADA)
+    assert signal.getsignal(signal.SIGINT) is usual
+    assert build_engine(mini_onnx, target=ADA).content
+
+
+def test_building_in_a_thread(mini_onnx: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:  # only the main thread may handle signals
+        assert pool.submit(build_engine, mini_onnx, target=ADA).result().content
 
 
 def test_an_operator_that_tensorrt_refuses_is_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -142,6 +143,13 @@ def test_damaged_weights(folder: PairFolder, tmp_path: Path) -> None:
 def test_an_existing_bundle_is_not_overwritten(run: Path, exported: Bundle) -> None:
     with pytest.raises(StorageError, match="already exists. Choose another --out"):
         export_run(run, exported.path)
+
+
+@pytest.mark.parametrize("options", [{"tile_px": 0}, {"tile_px": 100}, {"tile_px": -32}, {"head": "half"}])
+def test_options_out_of_range(run: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(ExportError, match=r"multiple of 32.*\"quarter\" or \"full\""):
+        export_run(run, tmp_path / "b.hfd", **options)
+    assert not (tmp_path / "b.hfd").exists()
 
 
 def test_data_of_other_classes(run: Path, data: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,6 +118,15 @@ def test_a_full_disk_leaves_the_bundle_as_it_was(
     with pytest.raises(StorageError, match="Free some space"):
         quantize(bundle, folder, tiles=2)
     monkeypatch.undo()
+    assert snapshot(bundle.path) == before
+
+
+def test_a_full_temporary_folder(
+    bundle: Bundle, folder: PairFolder, snapshot: Snapshot, full_disk: Any
+) -> None:
+    before = snapshot(bundle.path)
+    with pytest.raises(StorageError, match=r"Could not write .*model\.fp32\.onnx"), full_disk(20_000):
+        quantize(bundle, folder, tiles=2)
     assert snapshot(bundle.path) == before
 
 

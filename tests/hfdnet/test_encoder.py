@@ -67,6 +67,12 @@ def test_encoder_without_a_pyramid_is_refused(name: str) -> None:
         build_encoder(name, bands=3, pretrained=False)
 
 
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "mambaout_femto", "maxvit_tiny_tf_224"])
+def test_encoder_of_one_size_or_another_axis_order_is_refused(name: str) -> None:
+    with pytest.raises(RecipeError, match=rf"Encoder '{name}' .*64 x 64.*for example 'resnet18'"):
+        build_encoder(name, bands=2, pretrained=False)
+
+
 def test_unreachable_hub_names_two_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
     real = room._create
 

@@ -54,17 +54,32 @@ def test_mask_round_trip(tmp_path: Path, shape: tuple[int, int], step: int) -> N
             assert set(np.unique(small.read(1))) <= {0, 1, 255}
 
 
+@pytest.mark.parametrize("shape", [(700, 1), (3000, 3), (1, 3000), (2, 5001)])
+def test_overviews_of_a_narrow_mask(tmp_path: Path, shape: tuple[int, int]) -> None:
+    labels = np.random.default_rng(0).choice(np.array([0, 1, 255], np.uint8), shape)
+    write_mask(tmp_path / "m.tif", labels)
+    levels = [level for level in (2, 4, 8, 16) if max(shape) > 512 * level // 2]
+    with rasterio.open(tmp_path / "m.tif") as mask:
+        assert np.array_equal(mask.read(1), labels)
+        assert len(mask.overviews(1)) == len(levels)
+    for index, level in enumerate(levels):
+        with rasterio.open(tmp_path / "m.tif", overview_level=index) as small:
+            assert small.shape == tuple(-(-side // level) for side in shape)
+
+
 @pytest.mark.parametrize(
     "place",
     [
         Georeference(),
         Georeference(crs=UTM, transform=(10.0, 0.0, 5e5, 0.0, -10.0, 4.9e6)),
         Georeference(transform=(1.0, 0.5, 7.0, -0.5, -1.0, 9.0)),
+        Georeference(crs=WGS84, transform=(1.0, 0.0, 0.0, 0.0, -1.0, 0.0)),
         Georeference(gcps=GCPS, gcps_crs=WGS84),
         Georeference(gcps=GCPS),
     ],
-    ids=["none", "crs+transform", "transform", "gcps", "gcps without crs"],
+    ids=["none", "crs+transform", "transform", "flipped identity", "gcps", "gcps without crs"],
 )
+@pytest.mark.filterwarnings("error")
 def test_georeference_survives(tmp_path: Path, place: Georeference) -> None:
     write_mask(tmp_path / "m.tif", np.zeros((60, 70), np.uint8), place=place)
     with SceneReader(tmp_path / "m.tif") as mask:
@@ -140,6 +155,20 @@ def test_complex_integers_of_single_look_products(tmp_path: Path) -> None:
     with SceneReader(tmp_path / "s.tif") as scene:
         assert scene.dtype == np.complex64
         assert np.array_equal(scene.read(0, 2), values)
+
+
+def test_bands_of_different_types(tmp_path: Path) -> None:
+    write_image(tmp_path / "vv.tif", np.array([[0.25, 2.0]], np.float32))
+    write_image(tmp_path / "vh.tif", np.array([[700, 3]], np.uint16))
+    bands = "".join(
+        f'<VRTRasterBand dataType="{kind}" band="{band}"><SimpleSource><SourceFilename relativeToVRT="1">'
+        f"{name}.tif</SourceFilename><SourceBand>1</SourceBand></SimpleSource></VRTRasterBand>"
+        for band, (name, kind) in enumerate((("vv", "Float32"), ("vh", "UInt16")), start=1)
+    )
+    (tmp_path / "s.vrt").write_text(f'<VRTDataset rasterXSize="2" rasterYSize="1">{bands}</VRTDataset>')
+    with SceneReader(tmp_path / "s.vrt") as scene:
+        assert scene.dtype == np.float32
+        assert scene.read(0, 1).tolist() == [[[0.25, 2.0]], [[700.0, 3.0]]]
 
 
 def test_png_is_a_scene(tmp_path: Path) -> None:

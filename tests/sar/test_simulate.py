@@ -50,9 +50,9 @@ def test_thermal_noise_adds_power_and_is_the_floor() -> None:
     assert float(lit.mean() / dark.mean()) == pytest.approx(2.0, rel=1e-5)
 
 
-@pytest.mark.parametrize("looks", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("looks", [0.0, -1.0, float("nan"), float("inf")])
 def test_looks_must_be_positive(looks: float) -> None:
-    with pytest.raises(RadiometryError, match=r"looks is .*must be positive; 1 is single-look"):
+    with pytest.raises(RadiometryError, match=r"looks is .*must be positive and finite; 1 is single-look"):
         simulate_scene(rows=8, cols=8, seed=0, looks=looks)
     with pytest.raises(RadiometryError, match="must be positive"):
         observe(np.ones(3), looks=looks, rng=np.random.default_rng(0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from hfd_edge.datasets.folder import PairFolder
 from hfd_edge.errors import CheckpointError, DatasetError, RecipeError, StorageError
 from hfd_edge.files import resource_folder
 from hfd_edge.hfdnet.run import Run, read_tensors
+from hfd_edge.raster.image import write_image
 from hfd_edge.training.fit import train_student, train_teacher
 
 
@@ -276,6 +278,51 @@ def test_a_diverging_loss_stops_with_advice(folder: PairFolder, recipe, tmp_path
     settings = recipe(distill={"method": "none"}, training={"learning_rate": 1e30, "warmup": 0.0})
     with pytest.raises(RecipeError, match=r"training has diverged. Lower training.learning_rate"):
         train_student(folder, settings, tmp_path / "run")
+
+
+def test_labels_that_are_all_unknown_are_refused(pairs: Path, teacher: Path, recipe, tmp_path: Path) -> None:
+    shutil.copytree(pairs, tmp_path / "data")
+    for path in (tmp_path / "data" / "train" / "label").iterdir():
+        write_image(path, np.full((1, 80, 80), 255, np.uint8))
+    folder = PairFolder.open(tmp_path / "data")
+    with pytest.raises(DatasetError, match="No training pixel of .* has a label.*'train'"):
+        train_teacher(folder, recipe(), tmp_path / "teacher")
+    # The teacher's logits alone can teach classes.
+    train_student(folder, recipe(distill={"method": "logits"}), tmp_path / "run", teacher=teacher)
+
+
+def test_a_batch_of_a_single_cell_is_refused(folder: PairFolder, recipe, tmp_path: Path) -> None:
+    settings = recipe(distill={"method": "none"}, training={"batch": 1, "crop_px": 32})
+    with pytest.raises(RecipeError, match=r"training.batch is 1 and training.crop_px 32.*at least"):
+        train_student(folder, settings, tmp_path / "run")
+
+
+def test_what_fails_before_the_first_step_leaves_no_run(
+    folder: PairFolder, teacher: Path, recipe, tmp_path: Path
+) -> None:
+    unknown = recipe(network={"encoder": "resnet81"})
+    with pytest.raises(RecipeError, match="resnet81"):
+        train_teacher(folder, unknown, tmp_path / "run")
+    shutil.copytree(teacher, tmp_path / "teacher")
+    (tmp_path / "teacher" / "best.safetensors").write_bytes(b"short")
+    with pytest.raises(CheckpointError, match="damaged"):
+        train_student(folder, recipe(), tmp_path / "run", teacher=tmp_path / "teacher")
+    assert not (tmp_path / "run").exists()
+
+
+def test_killed_after_the_checkpoint_the_rest_is_made_up(folder: PairFolder, recipe, tmp_path: Path) -> None:
+    settings = recipe(distill={"method": "none"}, training={"epochs": 1})
+    run = train_student(folder, settings, tmp_path / "run")
+    metrics = run.metrics()
+    for name in ("best.safetensors", "metrics.json"):
+        (run.path / name).unlink()
+    drawn: list[int] = []
+    train_student(
+        folder, settings, run.path, resume=True, on_epoch=lambda path, rows: drawn.append(len(rows))
+    )
+    assert run.metrics() == metrics
+    assert run.network() is not None
+    assert drawn == [1]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="only refused without a GPU")
