@@ -15,6 +15,7 @@ from hfd_edge.demo import run_demo
 from hfd_edge.errors import StorageError
 from hfd_edge.files import sha256
 from hfd_edge.raster.scene import SceneReader
+from hfd_edge.runtime.segmenter import Segmenter
 
 
 def test_summary_has_every_figure(demo: Any) -> None:
@@ -77,3 +78,10 @@ def test_folder_of_something_else_is_refused_and_kept(demo: Any, tmp_path: Path)
     with pytest.raises(StorageError, match="not a demo's"):
         run_demo(tmp_path, recipe=demo.recipe, size=demo.size, fresh=True)
     assert (tmp_path / "thesis.tex").read_text() == "x"
+
+
+def test_golden_tiles_are_what_the_runtime_gives(demo: Any) -> None:
+    bundle = Bundle.open(demo.bundle)
+    with Segmenter(bundle, precision="fp32") as segment:
+        for tile in bundle.golden():
+            assert (segment(tile.image) == tile.labels).all(), tile.name

@@ -21,7 +21,11 @@ def predict(
     backend: Annotated[str, typer.Option(help="onnxruntime or auto.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
     overlap_px: Annotated[
-        int | None, typer.Option("--overlap", help="Overlap of tiles, pixels; a multiple of 32.")
+        int | None,
+        typer.Option(
+            "--overlap",
+            help="Overlap of tiles, pixels, a multiple of 32; less is faster, more hides tile borders.",
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace masks that exist.")] = False,
     json: Json = False,

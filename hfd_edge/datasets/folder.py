@@ -36,7 +36,7 @@ from hfd_edge.datasets.layout import (
 from hfd_edge.errors import DatasetError, RadiometryError, RasterError
 from hfd_edge.files import sha256
 from hfd_edge.progress import Progress, silent
-from hfd_edge.raster.image import read_image
+from hfd_edge.raster.image import read_image, read_sar
 from hfd_edge.sar.radiometry import check_units, valid_mask
 
 Array = NDArray[Any]
@@ -133,7 +133,7 @@ class PairFolder:
             DatasetError: unreadable, not the bands or units of dataset.toml, or no valid pixel at all.
         """
         sar = self.config.sar
-        image = _read(pair.sar)
+        image = _read(pair.sar, lambda path: read_sar(path, nodata=sar.nodata))
         if image.shape[0] != len(sar.bands):
             raise DatasetError(
                 f"{pair.sar} has {image.shape[0]} bands, but {CONFIG_NAME} declares {len(sar.bands)} SAR "
@@ -310,17 +310,8 @@ class PairFolder:
         return self.root / "splits" / self.scheme / f"{split}.txt"
 
 
-def scheme_names(root: Path) -> tuple[str | None, ...]:
-    """What `PairFolder.open` takes as scheme for each split scheme; (None,) for split folders.
-
-    Raises:
-        DatasetError: as `PairFolder.open`.
-    """
-    return PairFolder.open(root).schemes or (None,)
-
-
-def _read(path: Path) -> Array:
+def _read(path: Path, read: Callable[[Path], Array] = read_image) -> Array:
     try:
-        return read_image(path)
+        return read(path)
     except RasterError as error:
         raise DatasetError(f"{error} (while reading {path}; replace the file, or remove the pair)") from error

@@ -30,7 +30,7 @@ class CalibrationTile:
 
 
 def pad_to_tile(pixels: NDArray[np.float32], *, tile_px: int) -> NDArray[np.float32]:
-    """Repeat the last row and column up to a whole tile, as the runtime does.
+    """Continue an image as its own mirror image up to a whole tile, as the runtime does.
 
     Args:
         pixels: Standardised pixels (bands, rows, cols), neither side longer than the tile.
@@ -39,7 +39,7 @@ def pad_to_tile(pixels: NDArray[np.float32], *, tile_px: int) -> NDArray[np.floa
         (bands, tile_px, tile_px).
     """
     _, rows, cols = pixels.shape
-    return np.pad(pixels, ((0, 0), (0, tile_px - rows), (0, tile_px - cols)), mode="edge")
+    return np.pad(pixels, ((0, 0), (0, tile_px - rows), (0, tile_px - cols)), mode="symmetric")
 
 
 def calibration_tiles(

@@ -45,6 +45,18 @@ def read_image(path: Path | str) -> Array:
         return scene.read(0, scene.rows)
 
 
+def read_sar(path: Path | str, *, nodata: float | None) -> Array:
+    """Read a SAR image as `read_image` does, with `SceneReader.read_sar`'s view of no-data.
+
+    Training and runtime both read through it, so a tag in a GeoTIFF means the same to both.
+    """
+    path = Path(path)
+    if path.is_file() and is_png(path):
+        return read_image(path)
+    with SceneReader(path) as scene:
+        return scene.read_sar(0, scene.rows, nodata=nodata)
+
+
 def write_image(
     path: Path | str,
     array: Array,

@@ -119,6 +119,27 @@ class SceneReader:
         self.close()
         self._environment.close()
 
+    def read_sar(self, row0: int, row1: int, *, nodata: float | None) -> Array:
+        """Read rows; no-data that the file itself declares becomes NaN where it is another value.
+
+        Args:
+            row0: First row.
+            row1: Row after the last.
+            nodata: What is called no-data already; it stays as it is.
+        Returns:
+            Stored values (bands, row1 - row0, cols); integers become floats where NaN is needed.
+        Raises:
+            RasterError: the file is truncated or damaged there.
+        """
+        values = self.read(row0, row1)
+        declared = self.nodata
+        if declared is None or np.isnan(declared) or declared == nodata:
+            return values
+        if np.issubdtype(values.dtype, np.integer):
+            values = values.astype(np.result_type(values.dtype, np.float32))
+        values[values == values.dtype.type(declared)] = np.nan
+        return values
+
 
 class SceneWriter:
     """A GeoTIFF written from top to bottom; use it in a `with` statement.

@@ -19,9 +19,9 @@ Palette = Sequence[Sequence[int]]
 
 PREDICTIONS = {
     "sar_only": "SAR only",
-    "fp32": "Distilled FP32",
-    "fp16": "Distilled FP16",
-    "int8": "Distilled INT8",
+    "fp32": "FP32",
+    "fp16": "FP16",
+    "int8": "INT8",
 }
 """Caption by variant, in the order in which predictions are shown."""
 

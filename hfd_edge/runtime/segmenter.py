@@ -75,8 +75,8 @@ class Segmenter:
             backend: "onnxruntime", or "auto".
             precision: "fp32", "fp16", "int8", or "auto" for the fastest on this backend.
             threads: CPU threads; None for one per core.
-            overlap_px: Overlap of tiles, a multiple of 32 up to half a tile; None for 64, or less where
-                tiles are small. More of it hides tile borders better and costs time.
+            overlap_px: Overlap of tiles, a multiple of 32 up to half a tile; None for 256, or half a tile
+                where that is less. More of it hides tile borders better and costs time.
         Raises:
             BackendError: the backend is not available, cannot load the model, or an option is out of
                 range.

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hfd_edge.datasets.folder import PairFolder, scheme_names
+from hfd_edge.datasets.folder import PairFolder
 from hfd_edge.errors import DatasetError, RecipeError
-from hfd_edge.raster.image import write_image
+from hfd_edge.raster.image import read_image, write_image
 
 MakeFolder = Callable[..., Path]
 
@@ -19,7 +19,7 @@ def test_split_folders(make_folder: MakeFolder) -> None:
     folder = PairFolder.open(make_folder())
     assert folder.splits == ("train", "val", "test")
     assert [pair.name for pair in folder.pairs("train")] == ["a.1", "b"], "a dot in a name is not a suffix"
-    assert scheme_names(folder.root) == (None,)
+    assert folder.schemes == ()
     pair = folder.pairs("test")[0]
     sar, eo, label = folder.load_sar(pair), folder.load_eo(pair), folder.load_label(pair)
     assert sar.shape == (2, 24, 17) and sar.dtype == np.float32
@@ -32,7 +32,7 @@ def test_split_folders(make_folder: MakeFolder) -> None:
 
 def test_pool_with_split_schemes(make_folder: MakeFolder) -> None:
     root = make_folder(layout="pool")
-    assert scheme_names(root) == ("event", "spatial")
+    assert PairFolder.open(root).schemes == ("event", "spatial")
     event, spatial = (PairFolder.open(root, scheme=name) for name in ("event", "spatial"))
     assert [pair.name for pair in event.pairs("train")] == ["a.1", "b"]
     assert [pair.name for pair in spatial.pairs("test")] == ["a.1", "b"]
@@ -315,3 +315,15 @@ def test_folder_without_splits(make_folder: MakeFolder) -> None:
     folder = PairFolder.open(root)
     assert folder.splits == ()
     assert "has no train/, val/ or test/ folder" in folder.check()[0]
+
+
+def test_no_data_that_a_tile_itself_declares(make_folder: MakeFolder) -> None:
+    """A GeoTIFF's no-data tag means in training what it means to the runtime."""
+    folder = PairFolder.open(make_folder())
+    pair = folder.pairs("train")[0]
+    stored = read_image(pair.sar)
+    stored[:, 0, 0] = 77.0
+    write_image(pair.sar, stored, nodata=77.0)
+    loaded = folder.load_sar(pair)
+    assert np.isnan(loaded[:, 0, 0]).all()
+    assert np.array_equal(loaded[:, 1:], stored[:, 1:])

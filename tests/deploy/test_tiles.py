@@ -15,11 +15,11 @@ from hfd_edge.errors import DatasetError
 from .conftest import PREPROCESSING
 
 
-def test_padding_repeats_the_border() -> None:
+def test_padding_mirrors_the_image() -> None:
     pixels = np.arange(6, dtype=np.float32).reshape(1, 2, 3)
     padded = pad_to_tile(pixels, tile_px=4)
     assert padded.shape == (1, 4, 4)
-    np.testing.assert_array_equal(padded[0], [[0, 1, 2, 2], [3, 4, 5, 5], [3, 4, 5, 5], [3, 4, 5, 5]])
+    np.testing.assert_array_equal(padded[0], [[0, 1, 2, 2], [3, 4, 5, 5], [3, 4, 5, 5], [0, 1, 2, 2]])
     np.testing.assert_array_equal(pad_to_tile(padded, tile_px=4), padded)
 
 
@@ -51,7 +51,7 @@ def test_images_are_used_again_where_they_hold_more_tiles(folder: PairFolder) ->
 def test_small_images_give_one_tile_each(folder: PairFolder) -> None:
     tiles, _ = calibration_tiles(folder, PREPROCESSING, tile_px=96, count=12)
     assert len(tiles) == len(folder.pairs("train"))
-    np.testing.assert_array_equal(tiles[0][:, 79, :72], tiles[0][:, 95, :72])
+    np.testing.assert_array_equal(tiles[0][:, 64:80, :72], tiles[0][:, 95:79:-1, :72])
 
 
 def test_progress_tells_of_every_tile(folder: PairFolder) -> None:

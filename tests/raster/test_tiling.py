@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hfd_edge.raster.logits import labels_from_logits, labels_rows
-from hfd_edge.raster.tiling import LogitsBlender, TilePlan, blend_weights, default_overlap
+from hfd_edge.raster.tiling import LogitsBlender, TilePlan, blend_weights, default_overlap, mirrored
 
 LENGTHS = st.integers(1, 900)
 TILES = st.sampled_from([(32, 0), (64, 0), (64, 32), (128, 32), (128, 64), (256, 64), (512, 128)])
@@ -112,7 +112,9 @@ def test_a_tile_left_out_changes_no_label_beside_it() -> None:
     assert np.array_equal(labels[0][:, outside], labels[1][:, outside])
 
 
-@pytest.mark.parametrize(("tile_px", "overlap_px"), [(32, 0), (64, 32), (96, 32), (128, 64), (512, 64)])
+@pytest.mark.parametrize(
+    ("tile_px", "overlap_px"), [(32, 0), (64, 32), (96, 32), (128, 64), (512, 256), (1024, 256)]
+)
 def test_default_overlap_is_allowed(tile_px: int, overlap_px: int) -> None:
     assert default_overlap(tile_px) == overlap_px
     TilePlan(1, 1, tile_px=tile_px, overlap_px=overlap_px)
@@ -128,3 +130,10 @@ def test_refuses_impossible_plans() -> None:
     blender = LogitsBlender(TilePlan(5, 5, tile_px=64, overlap_px=0), classes=2, stride=4)
     with pytest.raises(ValueError, match=r"\(2, 8, 8\), expected \(2, 16, 16\)"):
         blender.add(0, np.zeros((2, 8, 8), np.float32))
+
+
+@pytest.mark.parametrize(("size", "padded"), [(1, 5), (3, 3), (5, 7), (5, 32), (30, 64)])
+def test_mirrored_is_symmetric_padding(size: int, padded: int) -> None:
+    values = np.arange(size)
+    expected = np.pad(values, (0, padded - size), mode="symmetric")
+    assert np.array_equal(np.concatenate((values, values[mirrored(size, padded)])), expected)

@@ -186,7 +186,7 @@ def test_what_was_not_built_is_said(report: DemoReport, tmp_path: Path) -> None:
     assert "mIoU not built not built 78.4 not built not built" in page.text
     assert "water not built not built 83.4 not built not built" in page.text
     labels = [str(div.get("aria-label")) for div in page.all("div")]
-    assert "Labels of tile_0007 predicted by Distilled INT8: not built" in labels
+    assert "Labels of tile_0007 predicted by INT8: not built" in labels
     assert "Training" not in page.text
 
 

@@ -31,7 +31,7 @@ def predict_whole(bundle: Bundle, image: np.ndarray) -> np.ndarray:
     rows, cols = image.shape[1:]
     pixels, valid = manifest.preprocessing(image)
     padding = [(0, max(-side % 32, manifest.tile_px - side)) for side in (rows, cols)]
-    pixels = np.pad(pixels, ((0, 0), *padding), mode="edge")
+    pixels = np.pad(pixels, ((0, 0), *padding), mode="symmetric")
     session = onnxruntime.InferenceSession(str(bundle.model("fp32")), providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {"sar": pixels[np.newaxis]})
     labels = labels_from_logits(logits[0], stride=manifest.stride, rows=rows, cols=cols)
