@@ -34,6 +34,10 @@ def _lines(result: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     for name, value in result.items():
         if isinstance(value, dict):
             lines += _lines(value, f"{prefix}{name} ")
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            lines += [line for row in value for line in _lines(row, f"{prefix}{name} ")]
+        elif isinstance(value, (list, tuple)):
+            lines.append((f"{prefix}{name}", ", ".join(map(str, value))))
         else:
             lines.append((f"{prefix}{name}", f"{value:.4f}" if isinstance(value, float) else str(value)))
     return lines
