@@ -86,12 +86,14 @@ def _package_versions() -> dict[str, str]:
 
 
 def _commit(root: Path) -> str | None:
-    """Commit of the working tree, "-dirty" when files differ from it; None outside a checkout."""
+    """Commit of the code, "-dirty" when files other than results differ from it; None outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
     try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
-            cwd=root, capture_output=True, text=True, check=True,
-        )  # fmt: skip
+        changed = git("status", "--porcelain", "--", ".", ":(exclude)benchmarks/results")
+        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
