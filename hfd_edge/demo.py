@@ -28,7 +28,7 @@ _SEED = 7
 
 @dataclass(frozen=True)
 class DemoSize:
-    """How much the demo makes; the default fits two cores and about ten minutes.
+    """How much the demo makes; the default takes two cores ten to fifteen minutes.
 
     Attributes:
         train, val, test: Simulated pairs of each split.

@@ -91,7 +91,7 @@ def demo(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Take the whole road once, on simulated pairs: about ten minutes on two cores.
+    """Take the whole road once, on simulated pairs: ten to fifteen minutes on two cores.
 
     Simulates pairs, trains the teacher, a SAR-only student and a distilled student, exports, quantises,
     builds two engines, segments a 4096 x 4096 scene and writes report.html and summary.json. Stages that
