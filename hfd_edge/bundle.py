@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from hfd_edge.config import Rgb, SarInput, Strict
-from hfd_edge.errors import BundleError, StorageError
-from hfd_edge.files import atomic_folder, atomic_path, sha256, storage_error, write_bytes, write_text
+from hfd_edge.errors import BundleError
+from hfd_edge.files import atomic_folder, atomic_path, sha256, storage_errors, write_bytes, write_text
 from hfd_edge.raster.image import read_image
 from hfd_edge.sar.preprocessing import Preprocessing
 
@@ -247,32 +247,27 @@ class Bundle:
         """
         # Read again: another command may have added to the bundle since this object was opened.
         current = _read_manifest(self.path)
-        try:
+        with storage_errors(self.path):
             staged = Path(tempfile.mkdtemp(prefix=".writing-", dir=self.path))
-        except OSError as error:
-            raise storage_error(self.path, error) from error
         try:
-            hashes = _stage(staged, files)
-            kept_metrics = {
-                precision: scores
-                for precision, scores in current.metrics.items()
-                if _unchanged(current, hashes, current.precisions.get(precision))
-            }
-            manifest = current.model_copy(
-                update={
-                    "precisions": {**current.precisions, **(precisions or {})},
-                    "engines": {**current.engines, **(engines or {})},
-                    "metrics": {**kept_metrics, **(metrics or {})},
-                    "files": {**current.files, **hashes},
+            with storage_errors(self.path):
+                hashes = _stage(staged, files)
+                kept_metrics = {
+                    precision: scores
+                    for precision, scores in current.metrics.items()
+                    if _unchanged(current, hashes, current.precisions.get(precision))
                 }
-            )
-            manifest = _checked(manifest)
-            _write_manifest(staged, manifest)
-            _swap_in(staged, self.path, [*hashes, MANIFEST])
-        except OSError as error:
-            if isinstance(error, StorageError) or error.errno is None:
-                raise
-            raise storage_error(self.path, error) from error
+                manifest = current.model_copy(
+                    update={
+                        "precisions": {**current.precisions, **(precisions or {})},
+                        "engines": {**current.engines, **(engines or {})},
+                        "metrics": {**kept_metrics, **(metrics or {})},
+                        "files": {**current.files, **hashes},
+                    }
+                )
+                manifest = _checked(manifest)
+                _write_manifest(staged, manifest)
+                _swap_in(staged, self.path, [*hashes, MANIFEST])
         finally:
             shutil.rmtree(staged, ignore_errors=True)
         return Bundle(self.path, manifest)

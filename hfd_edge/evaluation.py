@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hfd_edge.bundle import Bundle
 from hfd_edge.datasets.evaluate import evaluate
 from hfd_edge.datasets.folder import PairFolder
-from hfd_edge.errors import BundleError, DatasetError
+from hfd_edge.errors import BundleError
 from hfd_edge.progress import Progress, silent
 
 Array = NDArray[Any]
@@ -54,7 +54,7 @@ def measure(
         run = _open_run(model, precision)
         return {**evaluate_run(run, folder, split=split, progress=progress), "split": split}
     bundle = Bundle.open(model)
-    _check_data(bundle, folder)
+    folder.require_fit("the bundle", classes=bundle.manifest.classes, sar=bundle.manifest.sar)
     from hfd_edge.runtime.segmenter import Segmenter
 
     with Segmenter(bundle, backend=backend, precision=precision) as segment:
@@ -117,17 +117,3 @@ def _open_run(model: Path, precision: str) -> Any:
             "it, then evaluate the bundle."
         )
     return Run.open(model)
-
-
-def _check_data(bundle: Bundle, folder: PairFolder) -> None:
-    manifest = bundle.manifest
-    if folder.config.classes != manifest.classes:
-        raise DatasetError(
-            f"{folder.root} has classes {list(folder.config.classes)}, but the bundle was trained for "
-            f"{list(manifest.classes)}. Evaluate on data with the same classes in the same order."
-        )
-    if folder.config.sar != manifest.sar:
-        raise DatasetError(
-            f"{folder.root} declares SAR input {folder.config.sar}, but the bundle expects {manifest.sar}. "
-            "Convert the data, or correct [sar] in its dataset.toml."
-        )

@@ -31,17 +31,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path = Path(path)
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.parent / f".writing-{secrets.token_hex(8)}{path.suffix}"
-        new.touch(exist_ok=False)  # not by tempfile: its files are for their owner alone
-        temporary = new
-        yield temporary
-        _flush_to_disk(temporary)
-        temporary.replace(path)
-    except OSError as error:
-        if isinstance(error, StorageError) or error.errno is None:
-            raise
-        raise storage_error(path, error) from error
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new = path.parent / f".writing-{secrets.token_hex(8)}{path.suffix}"
+            new.touch(exist_ok=False)  # not by tempfile: its files are for their owner alone
+            temporary = new
+            yield temporary
+            _flush_to_disk(temporary)
+            temporary.replace(path)
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -59,16 +56,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise StorageError(f"{path} already exists. Choose another --out, or remove it first.")
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.parent / f".writing-{secrets.token_hex(8)}"
-        new.mkdir()
-        temporary = new
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        if isinstance(error, StorageError) or error.errno is None:
-            raise
-        raise storage_error(path, error) from error
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new = path.parent / f".writing-{secrets.token_hex(8)}"
+            new.mkdir()
+            temporary = new
+            yield temporary
+            temporary.replace(path)
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -99,13 +93,20 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def storage_error(path: Path, error: OSError) -> StorageError:
-    """Say what to do about a failed write to `path`."""
-    if error.errno in _OUT_OF_SPACE:
-        fix = "Free some space, or choose an --out on another disk; nothing was half written."
-    else:
-        fix = "Check that the folder exists and that you may write there; nothing was half written."
-    return StorageError(error.errno, f"Could not write {path}: {error.strerror or error}. {fix}")
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn the block's OSErrors into a StorageError that says what to do about writing `path`."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, StorageError) or error.errno is None:
+            raise
+        if error.errno in _OUT_OF_SPACE:
+            fix = "Free some space, or choose an --out on another disk; nothing was half written."
+        else:
+            fix = "Check that the folder exists and that you may write there; nothing was half written."
+        message = f"Could not write {path}: {error.strerror or error}. {fix}"
+        raise StorageError(error.errno, message) from error
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hfd_edge.config import DatasetConfig, read_toml
+from hfd_edge.config import DatasetConfig, EoInput, SarInput, read_toml
 from hfd_edge.datasets.layout import (
     CONFIG_NAME,
     SPLITS,
@@ -223,6 +223,37 @@ class PairFolder:
             faults.extend(self._faults(pair))
         progress(len(pairs), len(pairs), f"checked, {len(faults)} faults")
         return tuple(faults)
+
+    def require_fit(
+        self,
+        model: str,
+        *,
+        classes: tuple[str, ...] | None = None,
+        sar: SarInput | None = None,
+        eo: EoInput | None = None,
+    ) -> None:
+        """Refuse to serve a model that takes something else; what stays None is not compared.
+
+        Args:
+            model: What the error calls it, for example "the bundle".
+            classes: Classes that it was trained for, in order.
+            sar: SAR input that it takes.
+            eo: EO input that it takes.
+        Raises:
+            DatasetError: classes or pixels are not what the model takes.
+        """
+        own = self.config
+        if classes is not None and own.classes != classes:
+            raise DatasetError(
+                f"{self.root} has classes {list(own.classes)}, but {model} was trained for {list(classes)}. "
+                "Use data with the same classes in the same order."
+            )
+        for kind, found, wanted in (("SAR", own.sar, sar), ("EO", own.eo, eo)):
+            if wanted is not None and found != wanted:
+                raise DatasetError(
+                    f"{self.root} declares {kind} input {found!r}, but {model} takes {wanted!r}. Use data "
+                    f"like those it was trained on, or correct [{kind.lower()}] in {CONFIG_NAME}."
+                )
 
     @cached_property
     def sha256(self) -> str:

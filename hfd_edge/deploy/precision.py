@@ -33,7 +33,7 @@ from hfd_edge.deploy.graph import (
     session,
 )
 from hfd_edge.errors import ExportError, MissingExtraError, require
-from hfd_edge.files import atomic_path, storage_error
+from hfd_edge.files import atomic_path, storage_errors
 from hfd_edge.progress import Progress, silent
 
 HIGH_PRECISION = "fp32"
@@ -233,10 +233,8 @@ def _scratch_copy(model: Path) -> Iterator[Path]:
     """Give a copy for modelopt to work on: it writes some of its clean-ups back to the file it was given."""
     with tempfile.TemporaryDirectory(prefix="hfd-edge-") as folder:
         copy = Path(folder) / model.name
-        try:
+        with storage_errors(copy):
             shutil.copyfile(model, copy)
-        except OSError as error:
-            raise storage_error(copy, error) from error
         yield copy
 
 

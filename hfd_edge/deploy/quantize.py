@@ -18,7 +18,7 @@ from hfd_edge.datasets.folder import PairFolder
 from hfd_edge.deploy.calibration import LEVELS, METHODS
 from hfd_edge.deploy.precision import HIGH_PRECISION, Agreement, Calibration, agreement, to_fp16, to_int8
 from hfd_edge.deploy.tiles import CalibrationTile, calibration_tiles
-from hfd_edge.errors import DatasetError, ExportError
+from hfd_edge.errors import ExportError
 from hfd_edge.progress import Progress, silent
 
 RECORD = "calibration/int8.json"
@@ -61,7 +61,7 @@ def quantize(
             f"Calibration method {method!r} on {tiles} tiles is not possible; choose one of "
             f"{', '.join(METHODS)} and at least 1 tile."
         )
-    check_same_sar(bundle, folder)
+    folder.require_fit("the bundle", sar=bundle.manifest.sar)
     source = bundle.model("fp32")
     pixels, chosen = calibration_tiles(
         folder,
@@ -83,16 +83,6 @@ def quantize(
             {fp16.name: fp16, int8.name: int8, RECORD: record},
             precisions={"fp16": fp16.name, "int8": int8.name},
             metrics=_metrics(closeness, len(compared)),
-        )
-
-
-def check_same_sar(bundle: Bundle, folder: PairFolder) -> None:
-    """Refuse data whose pixels are not what the bundle takes. Raises DatasetError."""
-    found, wanted = folder.config.sar, bundle.manifest.sar
-    if found != wanted:
-        raise DatasetError(
-            f"{folder.root} declares SAR input {found!r}, but the bundle takes {wanted!r}. Give the data "
-            "that the model was trained on, or correct [sar] in dataset.toml."
         )
 
 

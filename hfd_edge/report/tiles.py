@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from hfd_edge.config import DatasetConfig, Units
 from hfd_edge.datasets.folder import PairFolder
+from hfd_edge.evaluation import Predict
 from hfd_edge.report.pictures import TilePictures, tile_pictures
 from hfd_edge.report.sheets import write_predictions
 from hfd_edge.sar.radiometry import intensity_to_db, to_intensity, valid_mask
 
 Array = NDArray[Any]
-Predict = Callable[[Array], Array]
 
 
 def draw_tiles(

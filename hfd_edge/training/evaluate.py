@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hfd_edge.config import EoInput, SarInput
 from hfd_edge.datasets.augment import Sample
 from hfd_edge.datasets.folder import PairFolder
 from hfd_edge.errors import DatasetError
@@ -125,8 +124,9 @@ def evaluate_run(
         DatasetError: the data do not fit the run, a file is faulty, or no pixel has a label.
         CheckpointError: the run has no usable weights.
     """
-    _check_data(run, folder)
-    teacher = run.info.kind == "teacher"
+    teacher, trained = run.info.kind == "teacher", run.info.dataset
+    pixels = {"eo": trained.eo} if teacher else {"sar": trained.sar}
+    folder.require_fit("the run", classes=trained.classes, **pixels)
     pairs = [
         pair
         for pair in folder.pairs(split)
@@ -157,20 +157,3 @@ def _input(tile: Sample, *, takes_sar: bool) -> NDArray[np.float32]:
         return tile.sar
     assert tile.eo is not None
     return tile.eo
-
-
-def _check_data(run: Run, folder: PairFolder) -> None:
-    trained, given = run.info.dataset, folder.config
-    if given.classes != trained.classes:
-        raise DatasetError(
-            f"{folder.root} has classes {list(given.classes)}, but the run was trained for "
-            f"{list(trained.classes)}. Evaluate on data with the same classes in the same order."
-        )
-    kind = "SAR" if run.info.kind == "student" else "EO"
-    theirs: SarInput | EoInput | None = given.sar if kind == "SAR" else given.eo
-    ours: SarInput | EoInput | None = trained.sar if kind == "SAR" else trained.eo
-    if theirs is None or theirs != ours:
-        raise DatasetError(
-            f"{folder.root} declares {kind} input {theirs}, but the run was trained on {ours}. Convert the "
-            f"data, or correct [{kind.lower()}] in its dataset.toml."
-        )
