@@ -24,7 +24,8 @@ from hfd_edge.files import atomic_folder, atomic_path, sha256, storage_errors, w
 from hfd_edge.raster.image import read_image
 from hfd_edge.sar.preprocessing import Preprocessing
 
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "int8", "int8_fp16"]
+"""Arithmetic of a variant; `int8_fp16` is INT8 with FP16 instead of FP32 in what INT8 leaves out."""
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 
@@ -177,6 +178,7 @@ class Bundle:
                 "fp32": "Make it with: hfd-edge export RUN --out BUNDLE",
                 "fp16": f"Make it with: hfd-edge quantize {self.path} --data DIR",
                 "int8": f"Make it with: hfd-edge quantize {self.path} --data DIR",
+                "int8_fp16": f"Make it with: hfd-edge quantize {self.path} --data DIR",
             }.get(precision, "Choose one of these.")
             raise BundleError(
                 f"{self.path} has no {precision} model; it has: {', '.join(self.precisions) or 'none'}. {fix}"

@@ -18,7 +18,8 @@ from hfd_edge.errors import HfdEdgeError
 
 _ROAD = (
     *("demo", "simulate", "data", "train", "evaluate", "export"),
-    *("quantize", "build", "predict", "inspect", "doctor"),
+    *("calibrate", "quantize", "sensitivity", "compare"),
+    *("preflight", "build", "predict", "inspect", "doctor"),
 )
 
 
@@ -78,6 +79,6 @@ def _stop(number: int, _: object) -> None:
     sys.exit(128 + number)  # the status by which shells know a signal
 
 
-from hfd_edge.cli import data, deploy, inspect, run, train  # noqa: E402
+from hfd_edge.cli import data, deploy, engines, inspect, run, train  # noqa: E402
 
-__all__ = ["app", "data", "deploy", "inspect", "main", "run", "train"]
+__all__ = ["app", "data", "deploy", "engines", "inspect", "main", "run", "train"]

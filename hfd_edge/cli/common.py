@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+BundleFolder = Annotated[Path, typer.Argument(help="Bundle folder.", metavar="BUNDLE")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout, nothing else.")]
 Data = Annotated[
     Path, typer.Option("--data", help="Data folder: dataset.toml with train/val/test or splits/.")
