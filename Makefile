@@ -19,6 +19,13 @@ setup: .venv/.installed
 	@echo "Installing hfd-edge and its tools into .venv (a few minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --upgrade "pip>=23.2"
 	@$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@# Types alone, apart from site-packages: there they would make "import tensorrt" succeed. What they
+	@# declare as needed, TensorRT's own bindings, need a GPU build of it. Five of their lines are no Python:
+	@# parameters named "in", and one without a default after some with.
+	@rm -rf .venv/stubs
+	@$(BIN)/python -m pip install --quiet --no-deps --target .venv/stubs "tensorrt-stubs==10.13.*"
+	@sed -i.orig -E 's/([(,] *)in: /\1in_: /; s/, channel_axis: int\)/, *, channel_axis: int)/' \
+	  .venv/stubs/tensorrt_bindings/tensorrt.pyi
 	@touch $@
 
 demo: setup

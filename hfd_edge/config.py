@@ -27,8 +27,8 @@ Units = Literal["dn", "amplitude", "complex", "intensity", "sigma0_db", "stretch
 
 `dn`: digital numbers proportional to amplitude (intensity = dn^2); `amplitude`; `complex`: single-look
 complex; `intensity`: linear power (sigma0, gamma0 or uncalibrated); `sigma0_db`: decibels (sigma0 or
-gamma0); `stretched`: contrast-stretched 8-bit products that have no radiometry left: no dB, no speckle
-filter, only clip and standardise.
+gamma0; files may say `gamma0_db`, which is kept as `sigma0_db`); `stretched`: contrast-stretched 8-bit
+products that have no radiometry left: no dB, no speckle filter, only clip and standardise.
 """
 
 Rgb = tuple[
@@ -54,6 +54,13 @@ class SarInput(Strict):
         default=None,
         description="Stored value that marks no-data; NaN always does, and so does zero amplitude.",
     )
+
+    @field_validator("units", mode="before")
+    @classmethod
+    def _one_name(cls, units: object) -> object:
+        # Nothing here depends on which area the power is divided by, only on the scale. One stored name keeps
+        # bundles and data comparable; which of both a model was trained on is for 'source' to say.
+        return "sigma0_db" if units == "gamma0_db" else units
 
     @field_validator("nodata")
     @classmethod
@@ -158,6 +165,30 @@ class TrainingRecipe(Strict):
         return self
 
 
+class QatRecipe(Strict):
+    """How `train student --qat` fine-tunes a finished student with INT8 in the loop.
+
+    All else, such as batch, crops, losses and teacher, is as in the student's own training.
+    """
+
+    epochs: int = Field(default=10, gt=0)
+    learning_rate: float = Field(
+        default=2e-5, gt=0, description="Peak; takes training.learning_rate's place."
+    )
+    ramp: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Share of steps over which distillation weights rise; the projectors start anew.",
+    )
+    calibration_tiles: int = Field(
+        default=64, gt=0, description="Training tiles on which the ranges of activations are measured."
+    )
+    percentile: float = Field(
+        default=99.99, gt=50, le=100, description="Share of a tile's values that are not clipped; 100 is all."
+    )
+
+
 class DeployRecipe(Strict):
     """What the exported model looks like."""
 
@@ -181,6 +212,7 @@ class Recipe(Strict):
     network: NetworkRecipe = NetworkRecipe()
     training: TrainingRecipe = TrainingRecipe()
     distill: DistillRecipe = DistillRecipe()
+    qat: QatRecipe = QatRecipe()
     deploy: DeployRecipe = DeployRecipe()
 
 

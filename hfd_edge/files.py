@@ -115,12 +115,12 @@ def _flush_to_disk(path: Path) -> None:
 
 
 def resource_folder(name: str) -> Path:
-    """Find a folder of shipped text files: "recipes" or "targets".
+    """Find a folder of shipped text files: "recipes", "targets" or "kit".
 
-    A checkout keeps them where people look for them (`train/recipes`, `export/targets`); a wheel carries
-    copies inside the package.
+    A checkout keeps them where people look for them (`train/recipes`, `export/targets`, `export/kit`); a
+    wheel carries copies inside the package.
     """
     package = Path(__file__).resolve().parent
-    checkout = {"recipes": "train/recipes", "targets": "export/targets"}[name]
+    checkout = {"recipes": "train/recipes", "targets": "export/targets", "kit": "export/kit"}[name]
     inside = package / "data" / name
     return inside if inside.is_dir() else package.parent / checkout

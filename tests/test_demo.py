@@ -30,7 +30,7 @@ def test_summary_has_every_figure(demo: Any) -> None:
 def test_bundle_is_whole(demo: Any) -> None:
     bundle = Bundle.open(demo.bundle)
     bundle.verify()
-    assert set(bundle.precisions) == {"fp32", "fp16", "int8"}
+    assert set(bundle.precisions) == {"fp32", "fp16", "int8", "int8_fp16"}
     assert bundle.golden()
 
 

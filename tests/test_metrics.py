@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 
-from hfd_edge.metrics import Confusion, flipped_share
+from hfd_edge.metrics import BoundaryConfusion, Confusion, flipped_share
 
 CLASSES = ("land", "water", "road")
 
@@ -67,3 +68,66 @@ def test_faults() -> None:
 def test_flipped_share() -> None:
     assert flipped_share(np.array([0, 1, 1, 1]), np.array([0, 1, 0, 1])) == 0.25
     assert flipped_share(np.array([]), np.array([])) == 0.0
+
+
+class TestBoundaryConfusion:
+    """Bands along outlines, by hand-made regions whose counts can be read off."""
+
+    @staticmethod
+    def square(offset: int = 0, side: int = 20, size: int = 64) -> np.ndarray:
+        labels = np.zeros((size, size), np.uint8)
+        labels[10 + offset : 10 + offset + side, 10:30] = 1
+        return labels
+
+    def test_equal_maps_score_one(self) -> None:
+        boundary = BoundaryConfusion(("land", "water"))
+        boundary.add(self.square(), self.square())
+        assert boundary.iou == {"land": 1.0, "water": 1.0}
+        assert boundary.miou == 1.0
+
+    def test_counts_the_inner_band(self) -> None:
+        boundary = BoundaryConfusion(("land", "water"), distance_px=2)
+        boundary.add(self.square(), self.square())
+        assert boundary.union[1] == 20 * 20 - 16 * 16  # a ring two pixels wide inside the square
+        assert boundary.union[0] == 24 * 24 - 20 * 20  # and one outside; image borders are no outlines
+
+    def test_against_the_definition(self) -> None:
+        """Chessboard distance to the complement, pixel by pixel, on random regions."""
+        rng = np.random.default_rng(4)
+        truth = cv2.resize(rng.integers(0, 3, (8, 8)).astype(np.uint8), (40, 40), interpolation=0)
+        truth[5:9, 30:38] = 255
+        found = cv2.resize(rng.integers(0, 3, (8, 8)).astype(np.uint8), (40, 40), interpolation=0)
+        boundary = BoundaryConfusion(("a", "b", "c"), distance_px=3)
+        boundary.add(truth, found)
+        known = truth != 255
+        for label in range(3):
+            bands = []
+            for labels in (truth, found):
+                mask = (labels == label) & known
+                other = (labels != label) & known
+                near = np.zeros_like(mask)
+                for row, col in np.argwhere(mask):
+                    window = other[max(row - 3, 0) : row + 4, max(col - 3, 0) : col + 4]
+                    near[row, col] = window.any()
+                bands.append(near)
+            assert boundary.hits[label] == np.count_nonzero(bands[0] & bands[1])
+            assert boundary.union[label] == np.count_nonzero(bands[0] | bands[1])
+
+    def test_sees_a_shift_that_area_iou_forgives(self) -> None:
+        area, boundary = Confusion(("land", "water")), BoundaryConfusion(("land", "water"))
+        for score in (area, boundary):
+            score.add(self.square(side=20), self.square(offset=2, side=20))
+        assert area.iou["water"] > 0.8
+        assert boundary.iou["water"] < 0.7
+
+    def test_no_outline_at_all(self) -> None:
+        boundary = BoundaryConfusion(("land", "water"))
+        boundary.add(np.zeros((16, 16), np.uint8), np.zeros((16, 16), np.uint8))
+        assert boundary.iou == {"land": None, "water": None}
+        assert boundary.miou == 0.0
+
+    def test_refuses_other_shapes_and_distances(self) -> None:
+        with pytest.raises(ValueError, match="distance_px is 0, expected 1 or more"):
+            BoundaryConfusion(("a", "b"), distance_px=0)
+        with pytest.raises(ValueError, match=r"truth \(4, 4\) and prediction \(4, 5\) differ"):
+            BoundaryConfusion(("a", "b")).add(np.zeros((4, 4), np.uint8), np.zeros((4, 5), np.uint8))

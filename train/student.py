@@ -15,6 +15,7 @@ from hfd_edge.datasets.folder import PairFolder
 from hfd_edge.report.console import bars
 from hfd_edge.report.curves import plot_curves
 from hfd_edge.training.fit import train_student
+from hfd_edge.training.qat import train_qat
 
 
 def main() -> None:
@@ -24,14 +25,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--teacher", type=Path, help="run folder of the teacher")
+    parser.add_argument("--qat", type=Path, help="fine-tune this finished student for INT8")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     parser.add_argument("--resume", action="store_true")
     arguments = parser.parse_args()
 
     recipe = read_toml(arguments.recipe, Recipe, overrides=tuple(arguments.overrides))
     folder = PairFolder.open(arguments.data, scheme=recipe.split)
+    start = {} if arguments.qat is None else {"start": arguments.qat}
     with bars() as progress:
-        run = train_student(
+        run = (train_qat if start else train_student)(
             folder,
             recipe,
             arguments.out,
@@ -39,6 +42,7 @@ def main() -> None:
             resume=arguments.resume,
             progress=progress,
             on_epoch=lambda path, history: plot_curves(history, path / "curves.png"),
+            **start,
         )
     metrics = run.metrics()
     print(f"{run.path}: validation mIoU {metrics['miou']:.4f} at epoch {metrics['best_epoch']}")

@@ -79,6 +79,18 @@ def _stop(number: int, _: object) -> None:
     sys.exit(128 + number)  # the status by which shells know a signal
 
 
-from hfd_edge.cli import data, deploy, engines, inspect, run, train  # noqa: E402
+from hfd_edge.cli import caches, calibrate, compare, data, deploy, engines, inspect, run, train  # noqa: E402
 
-__all__ = ["app", "data", "deploy", "engines", "inspect", "main", "run", "train"]
+__all__ = [
+    "app",
+    "caches",
+    "calibrate",
+    "compare",
+    "data",
+    "deploy",
+    "engines",
+    "inspect",
+    "main",
+    "run",
+    "train",
+]

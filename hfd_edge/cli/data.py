@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -66,43 +66,59 @@ def convert(
     Example: `hfd-edge data convert ombria ~/OMBRIA data/ombria`
     """
     from hfd_edge.datasets.convert import convert as convert_data
+    from hfd_edge.datasets.folder import PairFolder
     from hfd_edge.report.console import bars
 
     with bars() as progress:
         convert_data(name, source, destination, progress=progress)
-    _report_folder(destination, as_json=json)
+    folder = PairFolder.open(destination)
+    result = {"folder": str(destination), "classes": list(folder.config.classes), "pairs": _pairs(folder)}
+    show(result, as_json=json, title="Data folder")
 
 
 @folder_app.command()
 def check(
     folder: Annotated[Path, typer.Argument(help="Data folder.", metavar="DIR")], json: Json = False
 ) -> None:
-    """Read every file of a data folder and list what is wrong with it; exit code 1 if anything is."""
+    """Read every file of a data folder and list what is wrong with it, one finding a line.
+
+    A fault stops or spoils a training or a score, and the exit code is 1; a warning is legal, but rarely
+    meant. Beside unreadable and mismatching files it finds copies of one image in two splits, EO and labels
+    that lie elsewhere than their SAR image or are missing for some pairs, classes that no training label
+    shows, and linear power declared as decibels.
+
+    Example: `hfd-edge data check data/mine --json`
+    """
+    from dataclasses import asdict
+
+    from hfd_edge.datasets.check import check_folder
+    from hfd_edge.datasets.folder import PairFolder
     from hfd_edge.report.console import bars
 
-    faults: list[str] = []
+    opened = PairFolder.open(folder)
     with bars() as progress:
-        for _, opened in _open_schemes(folder):
-            faults += opened.check(progress=progress)
-    _report_folder(folder, as_json=json, faults=sorted(set(faults)))
-
-
-def _open_schemes(path: Path) -> list[tuple[str, PairFolder]]:
-    """The folder under each of its split schemes, or once, as "", when it has none."""
-    from hfd_edge.datasets.folder import PairFolder
-
-    folder = PairFolder.open(path)
-    if not folder.schemes:
-        return [("", folder)]
-    return [(f"{scheme}/", PairFolder.open(path, scheme=scheme)) for scheme in folder.schemes]
-
-
-def _report_folder(path: Path, *, as_json: bool, faults: list[str] | None = None) -> None:
-    opened = _open_schemes(path)
-    pairs = {f"{prefix}{split}": len(one.pairs(split)) for prefix, one in opened for split in one.splits}
-    result = {"folder": str(path), "classes": list(opened[0][1].config.classes), "pairs": pairs}
-    if faults is not None:
-        result["faults"] = faults
-    show(result, as_json=as_json, title="Data folder")
+        found = check_folder(opened, progress=progress)
+    faults, warnings = found.of("fault"), found.of("warning")
+    result: dict[str, Any] = {"folder": str(folder), "classes": list(opened.config.classes)}
+    result["pairs"] = dict(found.pairs)
+    if json:
+        lists = {"faults": faults, "warnings": warnings}
+        result |= {name: [asdict(finding) for finding in findings] for name, findings in lists.items()}
+        show(result, as_json=True, title="Data folder")
+    else:
+        counts = {"faults": len(faults), "warnings": len(warnings)}
+        show({**result, **counts}, as_json=False, title="Data folder")
+        for finding in found.findings:
+            typer.echo(f"{finding.level}: {finding.text}")
     if faults:
         raise typer.Exit(1)
+
+
+def _pairs(folder: PairFolder) -> dict[str, int]:
+    """Pairs in every split of every scheme. Raises DatasetError when names or lists are faulty."""
+    from hfd_edge.datasets.folder import PairFolder
+
+    if not folder.schemes:
+        return {split: len(folder.pairs(split)) for split in folder.splits}
+    schemes = {scheme: PairFolder.open(folder.root, scheme=scheme) for scheme in folder.schemes}
+    return {f"{name}/{split}": len(one.pairs(split)) for name, one in schemes.items() for split in one.splits}

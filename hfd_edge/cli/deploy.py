@@ -1,14 +1,17 @@
-"""export, quantize."""
+"""export, quantize, sensitivity."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hfd_edge.cli import app
 from hfd_edge.cli.common import BundleFolder, Data, Json, OptionalData, show
+
+if TYPE_CHECKING:
+    from hfd_edge.bundle import Bundle
 
 
 @app.command()
@@ -23,6 +26,12 @@ def export(
     tile_px: Annotated[
         int | None, typer.Option("--tile", min=32, help="Side of the tile; default: the recipe's.")
     ] = None,
+    warp: Annotated[
+        str | None,
+        typer.Option(
+            help="grid_sample, or gather for TensorRT before 8.5 (Jetson Nano, TX2); default: the recipe's."
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Export a trained student as a bundle with an FP32 ONNX model.
@@ -32,7 +41,7 @@ def export(
 
     Example: `hfd-edge export runs/student --data data/ombria --out flood.hfd`
     """
-    from hfd_edge.config import DeployRecipe, parse
+    from hfd_edge.config import DeployRecipe, NetworkRecipe, parse
     from hfd_edge.datasets.folder import PairFolder
     from hfd_edge.deploy.export import export_run
     from hfd_edge.hfdnet.run import Run
@@ -41,10 +50,18 @@ def export(
     recipe = Run.open(run).recipe
     options = {name: value for name, value in (("head", head), ("tile_px", tile_px)) if value is not None}
     deploy = parse({**recipe.deploy.model_dump(), **options}, DeployRecipe, source="export options")
+    form = {} if warp is None else {"warp": warp}
+    network = parse({**recipe.network.model_dump(), **form}, NetworkRecipe, source="export options")
     folder = PairFolder.open(data, scheme=recipe.split) if data else None
     with bars() as progress:
         bundle = export_run(
-            run, out, folder=folder, head=deploy.head, tile_px=deploy.tile_px, progress=progress
+            run,
+            out,
+            folder=folder,
+            head=deploy.head,
+            tile_px=deploy.tile_px,
+            warp=network.warp,
+            progress=progress,
         )
     _show_bundle(bundle.path, as_json=json, title="Exported")
 
@@ -54,28 +71,111 @@ def quantize(
     bundle: BundleFolder,
     data: Data,
     method: Annotated[
-        str, typer.Option(help="How activations are clipped: entropy, mse or max.")
-    ] = "entropy",
-    tiles: Annotated[int, typer.Option(min=1, help="Tiles of the training split to calibrate on.")] = 64,
+        str | None,
+        typer.Option(
+            help="How activations are clipped: entropy, max, mse or percentile. Default: the ranges that "
+            "training with --qat learnt, otherwise entropy."
+        ),
+    ] = None,
+    tiles: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tiles to calibrate on, spread over the training split. Default: those that `calibrate "
+            "select` chose, otherwise 64.",
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Most mIoU points that INT8 may lose on the val split; layers go back until it does."
+        ),
+    ] = None,
+    max_class_drop: Annotated[
+        float, typer.Option(min=0, help="With --max-drop: most IoU points that any class may lose.")
+    ] = 1.5,
     json: Json = False,
 ) -> None:
-    """Add FP16 and INT8 variants, calibrated on tiles of the training split.
+    """Add FP16, INT8 and INT8+FP16 variants, calibrated on tiles of the training split.
 
     INT8 is explicit Q/DQ, symmetric, with per-channel weights, as TensorRT wants it. Alignment arithmetic
-    and the classifier stay in high precision.
+    and the classifier stay in FP32; the rest is FP32 in *int8*, FP16 in *int8_fp16*. With --max-drop the
+    layers that harm the segmentation most go back to high precision, as few as will do; this takes minutes.
 
-    Example: `hfd-edge quantize flood.hfd --data data/ombria`
+    Example: `hfd-edge quantize flood.hfd --data data/ombria --max-drop 0.5`
     """
     from hfd_edge.bundle import Bundle
+    from hfd_edge.cli.inspect import describe_bundle
     from hfd_edge.datasets.folder import PairFolder
+    from hfd_edge.deploy.gate import Bound
     from hfd_edge.deploy.quantize import quantize as quantize_bundle
     from hfd_edge.report.console import bars
 
     opened = Bundle.open(bundle)
     folder = PairFolder.open(data, scheme=opened.manifest.provenance.recipe.get("split"))
+    bound = None if max_drop is None else Bound(miou_points=max_drop, class_points=max_class_drop)
     with bars() as progress:
-        quantize_bundle(opened, folder, method=method, tiles=tiles, progress=progress)
-    _show_bundle(bundle, as_json=json, title="Quantized")
+        made = quantize_bundle(opened, folder, method=method, tiles=tiles, bound=bound, progress=progress)
+    show({**describe_bundle(bundle), **_quantization(made)}, as_json=json, title="Quantized")
+
+
+@app.command()
+def sensitivity(
+    bundle: BundleFolder,
+    data: Data,
+    tiles: Annotated[int, typer.Option(min=1, help="Most tiles to score on.")] = 16,
+    split: Annotated[str, typer.Option(help="Split to score on.")] = "val",
+    plot: Annotated[Path | None, typer.Option(help="PNG to draw: the layers that cost most.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON to write beside the bundle's.")] = None,
+    json: Json = False,
+) -> None:
+    """Measure what INT8 costs in every layer of a quantized bundle, and rank them.
+
+    Each layer is measured twice: as the only one in INT8, and as the only one that is not. The ranking is
+    by points of mIoU that the first costs against the FP32 model's own labels (fidelity), which is finer
+    than mIoU against the truth. The result is stored in the bundle; `quantize --max-drop` uses it.
+
+    Example: `hfd-edge sensitivity flood.hfd --data data/ombria --plot sensitivity.png`
+    """
+    from hfd_edge.bundle import Bundle
+    from hfd_edge.datasets.folder import PairFolder
+    from hfd_edge.deploy.sensitivity import SENSITIVITY, as_rows, measure_sensitivity, store_sensitivity
+    from hfd_edge.files import write_text
+    from hfd_edge.report.console import bars, print_json
+    from hfd_edge.report.sensitivity import plot_sensitivity, show_sensitivity
+
+    opened = Bundle.open(bundle)
+    folder = PairFolder.open(data, scheme=opened.manifest.provenance.recipe.get("split"))
+    with bars() as progress:
+        found = measure_sensitivity(opened, folder, split=split, tiles=tiles, progress=progress)
+    store_sensitivity(opened, found)
+    if plot is not None:
+        plot_sensitivity(found, plot, title=f"INT8 sensitivity of {opened.manifest.name}")
+    if out is not None:
+        write_text(out, found.model_dump_json(indent=2) + "\n")
+    if json:
+        content = found.model_dump(mode="json", exclude={"layers"})
+        print_json({"bundle": str(bundle), "file": SENSITIVITY, **content, "layers": as_rows(found)})
+    else:
+        show_sensitivity(found)
+
+
+def _quantization(bundle: Bundle) -> dict[str, Any]:
+    """How a bundle was quantised, how close the variants are, and what stays in high precision and why."""
+    from hfd_edge.deploy.record import read_record
+
+    record = read_record(bundle)
+    kept: dict[str, list[str]] = {}
+    for item in record.kept:
+        kept.setdefault(item.reason, []).append(item.node)
+    return {
+        "method": record.method,
+        "calibration_tiles": len(record.tiles),
+        "selection": record.selection,
+        "int8_layers": len(record.quantized_nodes),
+        "metrics": {name: bundle.manifest.metrics[name] for name in ("fp16", "int8", "int8_fp16")},
+        "kept": kept,
+    }
 
 
 def _show_bundle(path: Path, *, as_json: bool, title: str) -> None:

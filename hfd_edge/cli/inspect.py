@@ -30,7 +30,7 @@ def inspect(
     elif (path / "run.json").is_file():
         result = _describe_run(path)
     elif path.is_file() and path.suffix == ".engine":
-        from hfd_edge.deploy.build import check_engine
+        from hfd_edge.engine_record import check_engine
 
         result = check_engine(path)
     else:

@@ -44,6 +44,12 @@ def student(
     teacher: Annotated[
         Path | None, typer.Option(help="Teacher's run folder; not needed with distill.method=none.")
     ] = None,
+    qat: Annotated[
+        Path | None,
+        typer.Option(
+            "--qat", help="Fine-tune this finished student for INT8 (see [qat] of the recipe).", metavar="RUN"
+        ),
+    ] = None,
     set_: Set = None,
     resume: Resume = False,
     json: Json = False,
@@ -52,10 +58,18 @@ def student(
 
     Example: `hfd-edge train student train/recipes/ombria.toml --data data/ombria --teacher runs/teacher
     --out runs/student`. For a SAR-only student: `--set distill.method=none`.
+
+    With --qat RUN the student in RUN learns to live with INT8 rounding: `hfd-edge train student
+    runs/student/recipe.toml --data data/ombria --teacher runs/teacher --qat runs/student --out runs/qat`
     """
     from hfd_edge.training.fit import train_student
+    from hfd_edge.training.qat import train_qat
 
-    _train(train_student, recipe, data, out, overrides=set_, as_json=json, resume=resume, teacher=teacher)
+    options: dict[str, Any] = {"overrides": set_, "as_json": json, "resume": resume, "teacher": teacher}
+    if qat is None:
+        _train(train_student, recipe, data, out, **options)
+    else:
+        _train(train_qat, recipe, data, out, start=qat, **options)
 
 
 @app.command()

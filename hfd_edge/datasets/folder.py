@@ -12,7 +12,6 @@ missing where only the SAR network looks (test); labels may be missing for pairs
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -35,7 +34,6 @@ from hfd_edge.datasets.layout import (
 )
 from hfd_edge.errors import DatasetError, RadiometryError, RasterError
 from hfd_edge.files import sha256
-from hfd_edge.progress import Progress, silent
 from hfd_edge.raster.image import read_image, read_sar
 from hfd_edge.sar.radiometry import check_units, valid_mask
 
@@ -207,23 +205,6 @@ class PairFolder:
         self._check_ids(pair.label, stored)
         return stored[0].astype(np.uint8)
 
-    def check(self, split: str | None = None, *, progress: Progress = silent) -> tuple[str, ...]:
-        """Read every file and list every fault, rather than raise on the first.
-
-        Args:
-            split: Only this split; None is all that there is.
-            progress: Counts pairs.
-        Returns:
-            One line a fault: file, fault, fix. Empty when all is well.
-        """
-        faults: list[str] = []
-        pairs = self._all_pairs(faults) if split is None else self.pairs(split)
-        for done, pair in enumerate(pairs):
-            progress(done, len(pairs), f"checking {pair.name}")
-            faults.extend(self._faults(pair))
-        progress(len(pairs), len(pairs), f"checked, {len(faults)} faults")
-        return tuple(faults)
-
     def require_fit(
         self,
         model: str,
@@ -255,6 +236,12 @@ class PairFolder:
                     f"like those it was trained on, or correct [{kind.lower()}] in {CONFIG_NAME}."
                 )
 
+    def pools(self) -> tuple[Pool, ...]:
+        """What lies on disk, whether a split names it or not: one pool, or one for each split folder."""
+        if self.schemes:
+            return (self._pool(self.root),)
+        return tuple(self._pool(self.root / split) for split in self.splits)
+
     @cached_property
     def sha256(self) -> str:
         """Hash of dataset.toml, the split lists in use, and names, sizes and content of all files; hex."""
@@ -262,48 +249,12 @@ class PairFolder:
         if self.schemes and self.scheme is not None:
             for split in self.splits:
                 digest.update(f"\n{split}:{','.join(pair.name for pair in self.pairs(split))}".encode())
-        for pair in self._all_pairs([]):
+        for pair in (pool.pairs[name] for pool in self.pools() for name in sorted(pool.pairs)):
             for path in (pair.sar, pair.eo, pair.label):
                 if path is not None:
                     name = path.relative_to(self.root).as_posix()
                     digest.update(f"\n{name} {path.stat().st_size} {sha256(path)}".encode())
         return digest.hexdigest()
-
-    def _all_pairs(self, faults: list[str]) -> list[Pair]:
-        """Every pair on disk, in a fixed order; faults of names and lists are appended to `faults`."""
-        if not self.schemes:
-            pools = [self._pool(self.root / split) for split in self.splits]
-            if not pools:
-                faults.append(f"{self.root} has no train/, val/ or test/ folder. Add at least train/.")
-        else:
-            pools = [self._pool(self.root)]
-            for scheme in self.schemes if self.scheme is None else (self.scheme,):
-                lists = [self.root / "splits" / scheme / f"{split}.txt" for split in SPLITS]
-                lists = [path for path in lists if path.is_file()]
-                for path in lists:
-                    faults.extend(read_list(path, pools[0])[1])
-                for first, second in itertools.combinations(lists, 2):
-                    faults.extend(find_leak(first, second, pools[0]))
-        for pool in pools:
-            faults.extend(pool.faults)
-        return [pool.pairs[name] for pool in pools for name in sorted(pool.pairs)]
-
-    def _faults(self, pair: Pair) -> list[str]:
-        """What is wrong with the files of one pair."""
-        faults: list[str] = []
-        loaders: tuple[tuple[Path | None, Callable[[Pair], Array]], ...] = (
-            (pair.sar, self.load_sar),
-            (pair.eo, self.load_eo),
-            (pair.label, self.load_label),
-        )
-        for path, load in loaders:
-            try:
-                if path is not None:
-                    load(pair)
-            except DatasetError as error:
-                if str(error) not in faults:  # an unreadable SAR file fails each comparison of sizes
-                    faults.append(str(error))
-        return faults
 
     def _check_size(self, pair: Pair, path: Path, stored: Array) -> None:
         if pair.sar not in self._sizes:

@@ -3,49 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from hfd_edge.bundle import Bundle, Precision
-from hfd_edge.deploy.engine import build_engine, build_options, engine_key
+from hfd_edge.deploy.cache import write_cache
+from hfd_edge.deploy.compiler import Arithmetic
+from hfd_edge.deploy.engine import Engine, build_engine, build_options, can_build_here, compiler_version
+from hfd_edge.deploy.graph import high_precision_nodes, load
+from hfd_edge.deploy.inspector import summarise
+from hfd_edge.deploy.record import read_record
 from hfd_edge.deploy.targets import Target
+from hfd_edge.engine_record import EngineRecord, engine_key
 from hfd_edge.errors import EngineError
 from hfd_edge.files import sha256
 from hfd_edge.progress import Progress, silent
 
-
-@dataclass(frozen=True)
-class EngineRecord:
-    """The sidecar of an engine.
-
-    Attributes:
-        target: Profile that it was built for.
-        precision: Variant of the bundle that it was built from.
-        flavour: Compiler, by its Python module.
-        version: The compiler's version.
-        compute_capabilities: GPUs that it runs on; 75 is sm_75.
-        engine_key: Hash of everything it depends on; see `engine.engine_key`.
-        onnx_sha256: Hash of the ONNX file.
-        options: See `engine.build_options`.
-        bytes: Size of the engine.
-        sha256: Hash of the engine.
-        seconds: Time of the compilation.
-    """
-
-    target: str
-    precision: Precision
-    flavour: str
-    version: str
-    compute_capabilities: tuple[int, ...]
-    engine_key: str
-    onnx_sha256: str
-    options: dict[str, Any]
-    bytes: int
-    sha256: str
-    seconds: float
+__all__ = ["EngineRecord", "arithmetic_for", "build", "can_build_here"]
 
 
 def build(
@@ -58,15 +32,74 @@ def build(
     """Build engines for a target and put them into the bundle, each as soon as it is built.
 
     Args:
-        bundle: Gets engines/<target>-<precision>.engine and .json.
+        bundle: Gets engines/<target>-<precision>.engine and .json, and .layers.json where the inspector
+            could be asked.
         target: What to build for.
         precisions: Variants to build; None builds those of the target that the bundle has.
         progress: Told of every step of the compiler; when it raises, the running build leaves nothing.
     Raises:
-        EngineError: the target does not take a precision, or the compiler refuses the model.
+        EngineError: the target does not take a precision, cannot be built for here (the message says why),
+            or the compiler refuses the model.
+        MissingExtraError: the target's compiler is not installed.
         BundleError: the bundle lacks a precision, or its file was changed.
+        ExportError: the target takes INT8 from the calibration record, which is missing or of another model.
         StorageError: the disk is full; the bundle is as it was.
     """
+    chosen = _choose(bundle, target, precisions)
+    _require_compiler(bundle, target)
+    records = []
+    for precision in chosen:
+        record, engine = _build_one(bundle, target, precision, progress)
+        name = f"{record.target}-{record.precision}"
+        files: dict[str, bytes | Path] = {
+            f"engines/{name}.engine": engine.content,
+            f"engines/{name}.json": record.to_json().encode(),
+        }
+        if engine.inspection:
+            files[f"engines/{name}.layers.json"] = engine.inspection.encode()
+        bundle = bundle.add(files, engines={name: f"engines/{name}.engine"})
+        records.append(record)
+    return records
+
+
+def arithmetic_for(bundle: Bundle, target: Target, precision: Precision) -> tuple[Path, Arithmetic]:
+    """Which ONNX file a target compiles for a variant, and what it must be told beside it.
+
+    Q/DQ nodes say everything to TensorRT 10, 11 and RTX; 8.6 needs flags and the nodes that stay in FP32. A
+    target that takes INT8 from a calibration cache compiles the FP32 model with the ranges of the bundle's
+    calibration record.
+
+    Raises:
+        BundleError: the bundle lacks the file, or it was changed.
+        ExportError: there is no calibration record, or it is of another model.
+        MissingExtraError: this TensorRT is not installed.
+    """
+    if precision.startswith("int8") and target.flavour == "tensorrt" and target.int8 == "cache":
+        record = read_record(bundle)
+        version = ".".join(compiler_version(target.flavour).split(".")[:3])
+        kept = tuple(item.node for item in record.kept)
+        cache = write_cache(record, tensorrt=version).encode()
+        return bundle.model("fp32"), Arithmetic(precision, cache, kept)
+    if target.strongly_typed:
+        return bundle.model(precision), Arithmetic(precision)
+    # Below opset 19 scales are FP32, so INT8 with FP16 is there the INT8 model and leave to use FP16.
+    model = bundle.model("int8" if precision == "int8_fp16" else precision)
+    return model, Arithmetic(precision, kept=high_precision_nodes(load(model)))
+
+
+def _require_compiler(bundle: Bundle, target: Target) -> None:
+    reason = can_build_here(target)
+    if target.flavour == "torch_tensorrt":
+        raise EngineError(f"{bundle.path} is a bundle: {reason}")
+    compiler_version(target.flavour)  # a missing package is its own error, with its own remedy
+    if reason is not None:
+        raise EngineError(
+            f"No engine for {target.name} can be built here: {reason}. Make a device kit and build there: "
+            f"hfd-edge build {bundle.path} --target {target.name} --kit"
+        )
+
+
+def _choose(bundle: Bundle, target: Target, precisions: Sequence[str] | None) -> list[Precision]:
     known: dict[str, Precision] = {str(name): name for name in target.precisions}
     wanted = [name for name in known if name in bundle.precisions] if precisions is None else precisions
     for precision in wanted:
@@ -81,67 +114,27 @@ def build(
             f"{bundle.path} has none of the precisions of target {target.name} ({', '.join(known)}). "
             f"Make them with: hfd-edge quantize {bundle.path} --data DIR"
         )
-    records = []
-    for precision in wanted:
-        record, content = _build_one(bundle, target, known[precision], progress)
-        name = f"{record.target}-{record.precision}"
-        bundle = bundle.add(
-            {
-                f"engines/{name}.engine": content,
-                f"engines/{name}.json": (json.dumps(asdict(record), indent=2) + "\n").encode(),
-            },
-            engines={name: f"engines/{name}.engine"},
-        )
-        records.append(record)
-    return records
-
-
-def check_engine(path: Path | str) -> dict[str, Any]:
-    """Compare an engine with its sidecar.
-
-    Returns:
-        The sidecar's values, and "engine", the path.
-    Raises:
-        EngineError: a file is missing, the sidecar is damaged, or the engine is not the one it describes.
-    """
-    path = Path(path)
-    sidecar = path.with_suffix(".json")
-    if not path.is_file():
-        raise EngineError(f"There is no engine {path}. Check the path.")
-    try:
-        record = json.loads(sidecar.read_text("utf-8"))
-        size, digest = int(record["bytes"]), str(record["sha256"])
-    except FileNotFoundError as error:
-        raise EngineError(
-            f"{path} has no sidecar {sidecar.name}, which says what it is. Copy both files, or build again."
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise EngineError(
-            f"{sidecar} is damaged ({error}). Copy it again, or build the engine again."
-        ) from error
-    found = path.stat().st_size
-    if found != size:
-        state = "truncated" if found < size else "longer than it was built"
-        raise EngineError(
-            f"{path} is {state}: it has {found} bytes, its sidecar says {size}. Copy or build it again."
-        )
-    if sha256(path) != digest:
-        raise EngineError(f"{path} was changed after it was built: its SHA-256 differs. Build it again.")
-    return {"engine": str(path), **record}
+    return [known[name] for name in wanted]
 
 
 def _build_one(
     bundle: Bundle, target: Target, precision: Precision, progress: Progress
-) -> tuple[EngineRecord, bytes]:
-    model = bundle.model(precision)
+) -> tuple[EngineRecord, Engine]:
+    model, arithmetic = arithmetic_for(bundle, target, precision)
+    label = f"{target.name} {precision}"
+    engine = build_engine(model, target=target, arithmetic=arithmetic, progress=progress, label=label)
     onnx_sha256 = bundle.manifest.files[bundle.manifest.precisions[precision]]
-    engine = build_engine(model, target=target, progress=progress, label=f"{target.name} {precision}")
-    options = build_options(target)
+    options = build_options(target, arithmetic)
+    if arithmetic.cache is not None:
+        options["cache_sha256"] = hashlib.sha256(arithmetic.cache).hexdigest()
+    compiled_sha256 = sha256(model)
+    if compiled_sha256 != onnx_sha256:
+        options["compiled_sha256"] = compiled_sha256
     key = engine_key(
         onnx_sha256,
         flavour=target.flavour,
         version=engine.version,
-        compute_capabilities=target.compute_capabilities,
+        compute_capabilities=engine.compute_capabilities,
         options=options,
     )
     record = EngineRecord(
@@ -149,12 +142,16 @@ def _build_one(
         precision=precision,
         flavour=target.flavour,
         version=engine.version,
-        compute_capabilities=target.compute_capabilities,
+        compute_capabilities=engine.compute_capabilities,
         engine_key=key,
         onnx_sha256=onnx_sha256,
         options=options,
         bytes=len(engine.content),
         sha256=hashlib.sha256(engine.content).hexdigest(),
         seconds=round(engine.seconds, 3),
+        weights_bytes=engine.weights_bytes,
+        activation_bytes=engine.activation_bytes,
+        layers=summarise(engine.inspection) if engine.inspection else None,
+        note=engine.note,
     )
-    return record, engine.content
+    return record, engine

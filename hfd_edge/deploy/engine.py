@@ -1,175 +1,243 @@
-"""Compile an ONNX file to a TensorRT-RTX engine, ahead of time and without a GPU."""
+"""Compile an ONNX file to a TensorRT engine: RTX ahead of time, TensorRT on the GPU that shall run it."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
+from hfd_edge.deploy.compiler import Arithmetic, configure, create_network, parse, told, typed_by_onnx
+from hfd_edge.deploy.graph import load
+from hfd_edge.deploy.inspector import inspect_engine
+from hfd_edge.deploy.monitor import Watch, attach, interrupt_stops
+from hfd_edge.deploy.opset import lower_opset, opset_of
 from hfd_edge.deploy.targets import Target
-from hfd_edge.errors import EngineError, require
+from hfd_edge.deploy.timing import timing_cache, timing_cache_path
+from hfd_edge.errors import EngineError, ExportError, MissingExtraError
+from hfd_edge.gpu import Gpu, find_gpu
 from hfd_edge.progress import Progress, silent
+from hfd_edge.tensorrt_api import (
+    BuildLog,
+    TensorRT,
+    ahead_of_time,
+    load_tensorrt,
+    product,
+    tensorrt_logger,
+    tensorrt_version,
+)
 
-_MEGABYTE = 1 << 20
+_PURPOSE = "building an engine"
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A compiled engine and what it was compiled with."""
+    """A compiled engine and what it was compiled with.
+
+    Attributes:
+        content: The serialised engine, as trtexec and the runtime read it.
+        version: The compiler's.
+        compute_capabilities: GPUs that it runs on; 75 is sm_75.
+        seconds: Time of the compilation.
+        weights_bytes: Memory of its weights, from the compiler's log; None if the log has none.
+        activation_bytes: Memory of its activations for the largest batch, from the log; None if it has none.
+        inspection: The inspector's JSON; "" where the engine cannot be loaded.
+        note: Why `inspection` is empty; else "".
+    """
 
     content: bytes
     version: str
+    compute_capabilities: tuple[int, ...]
     seconds: float
+    weights_bytes: int | None
+    activation_bytes: int | None
+    inspection: str
+    note: str
 
 
 def build_engine(
-    model: Path, *, target: Target, progress: Progress = silent, label: str = "engine"
+    model: Path,
+    *,
+    target: Target,
+    arithmetic: Arithmetic | None = None,
+    progress: Progress = silent,
+    label: str = "engine",
 ) -> Engine:
-    """Compile a model for all compute capabilities of a target.
+    """Compile a model for a target.
 
     Args:
-        model: ONNX file; its types are the engine's (strongly typed network).
+        model: ONNX file. Its types are the engine's, except where `arithmetic` has a cache, or TensorRT is
+            older than 10.
         target: What to compile for.
+        arithmetic: The variant; None for an ONNX file that says all, which TensorRT 8.6 takes for FP32.
         progress: Told of every step; when it raises, the build stops and the exception passes through. So
-            does an interrupt (Ctrl-C).
+            does an interrupt (Ctrl-C). TensorRT 8.6 reports no steps and ends its build first.
         label: Names the work in progress.
     Raises:
-        EngineError: TensorRT cannot read the file, refuses an operator (named), or cannot compile it.
-        MissingExtraError: the rtx extra is not installed.
+        EngineError: TensorRT cannot read the file, refuses an operator (named), cannot compile it, or needs
+            a GPU that is not here.
+        ExportError: an operator does not exist at the target's opset.
+        MissingExtraError: this TensorRT is not installed.
     """
-    trt = _tensorrt()
-    log = _logger()
-    monitor = _monitor(trt)(progress, label)
-    with log.recording() as faults, _interrupt_cancels(monitor):
-        builder = trt.Builder(log)
-        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-        # The parser owns the weights that the network points to: it must live until the build is over.
-        parser = trt.OnnxParser(network, log)
-        _parse(trt, parser, model)
-        config = _configure(trt, builder, network, target)
-        config.progress_monitor = monitor
-        started = time.monotonic()
-        blob = builder.build_serialized_network(network, config)
-        seconds = time.monotonic() - started
-        del parser
-    if monitor.stopped is not None:
-        raise monitor.stopped
+    trt = load_tensorrt(target.flavour, purpose=_PURPOSE)
+    arithmetic = arithmetic or Arithmetic("fp32")
+    gpu = None if ahead_of_time(trt) else _gpu(trt, target)
+    content = _content(model, target)
+    watch = Watch(progress, label)
+    with tensorrt_logger(trt).recording() as log, interrupt_stops(watch):
+        context = (arithmetic, gpu, watch, log)
+        blob, seconds = _compile(trt, content, model=model, target=target, context=context)
+    watch.raise_if_stopped()
     if blob is None:
         raise EngineError(
-            f"TensorRT-RTX {trt.__version__} could not compile {model.name} for {target.name}: "
-            f"{_reasons(faults)} {_advice(faults, target)}"
+            f"{product(target.flavour, trt)} could not compile {model.name} for {target.name}: "
+            f"{told(log.faults)} {_advice(log.faults, target)}"
         )
+    inspection, note = inspect_engine(trt, blob)
     progress(1.0, 1.0, f"{label}: done")
-    return Engine(bytes(blob), str(trt.__version__), seconds)
-
-
-def compiler_version() -> str:
-    """Version of the installed TensorRT-RTX. Raises MissingExtraError."""
-    return str(_tensorrt().__version__)
-
-
-def build_options(target: Target) -> dict[str, Any]:
-    """Everything beside model, compiler and capabilities that shapes an engine."""
-    return {
-        "batch": [target.batch.min, target.batch.opt, target.batch.max],
-        "workspace_mb": target.workspace_mb,
-        "strongly_typed": True,
-        "profiling_verbosity": "detailed",
-    }
-
-
-def engine_key(
-    onnx_sha256: str,
-    *,
-    flavour: str,
-    version: str,
-    compute_capabilities: tuple[int, ...],
-    options: dict[str, Any],
-) -> str:
-    """Hash all that an engine depends on; an engine with another key must be built again.
-
-    Args:
-        onnx_sha256: Hash of the ONNX file's bytes.
-        flavour: "tensorrt_rtx".
-        version: The compiler's.
-        compute_capabilities: In any order.
-        options: See `build_options`.
-    Returns:
-        SHA-256, hex.
-    """
-    content = {
-        "onnx_sha256": onnx_sha256,
-        "flavour": flavour,
-        "version": version,
-        "compute_capabilities": sorted(compute_capabilities),
-        "options": options,
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _tensorrt() -> Any:
-    return require("tensorrt_rtx", extra="rtx", purpose="building an engine")
-
-
-def _parse(trt: Any, parser: Any, model: Path) -> None:
-    if parser.parse(model.read_bytes()):
-        return
-    reasons = [_parser_reason(trt, parser.get_error(index)) for index in range(parser.num_errors)]
-    raise EngineError(
-        f"TensorRT-RTX {trt.__version__} cannot use {model.name}: {_reasons(reasons)}. "
-        "If a node is named, its operator is the cause: try warp = 'gather' in the recipe's [network]. "
-        "Otherwise the file is damaged: export or quantize again."
+    return Engine(
+        content=blob,
+        version=tensorrt_version(trt),
+        compute_capabilities=target.compute_capabilities if gpu is None else (gpu.compute_capability,),
+        seconds=seconds,
+        weights_bytes=log.weights_bytes,
+        activation_bytes=log.activation_bytes,
+        inspection=inspection,
+        note=note,
     )
 
 
-def _parser_reason(trt: Any, error: Any) -> str:
-    """The parser's message with the node that it is about."""
-    if not error.node_operator():
-        return str(error.desc()).strip().rstrip(".")
-    node = f"node {error.node_name()} ({error.node_operator()})"
-    if error.code() == trt.ErrorCode.UNSUPPORTED_NODE:
-        return f"{node} is not supported"
-    return f"{node}: {error.desc().strip().rstrip('.')}"
+def compiler_version(flavour: str = "tensorrt_rtx") -> str:
+    """Version of an installed TensorRT. Raises MissingExtraError."""
+    return tensorrt_version(load_tensorrt(flavour, purpose=_PURPOSE))
 
 
-def _configure(trt: Any, builder: Any, network: Any, target: Target) -> Any:
-    config = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, target.workspace_mb * _MEGABYTE)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    config.num_compute_capabilities = len(target.compute_capabilities)
-    for index, capability in enumerate(target.compute_capabilities):
-        known = getattr(trt.ComputeCapability, f"SM{capability}", None)
-        if known is None:
-            raise EngineError(
-                f"TensorRT-RTX {trt.__version__} cannot build for sm_{capability}, which target "
-                f"{target.name} asks for. It knows: {', '.join(_capabilities(trt))}. Correct the target."
-            )
-        config.set_compute_capability(known, index)
-    profile = builder.create_optimization_profile()
-    sizes = (target.batch.min, target.batch.opt, target.batch.max)
-    for index in range(network.num_inputs):
-        tensor = network.get_input(index)
-        _, *rest = tuple(tensor.shape)
-        profile.set_shape(tensor.name, *((size, *rest) for size in sizes))
-    config.add_optimization_profile(profile)
-    return config
+def can_build_here(target: Target) -> str | None:
+    """Whether this machine can compile for a target.
+
+    Returns:
+        None if it can; else the reason why not, a clause for "No engine can be built here: ...".
+    """
+    if target.flavour == "torch_tensorrt":
+        return f"torch-tensorrt compiles a run, not a bundle: hfd-edge build RUN --target {target.name}"
+    try:
+        trt = load_tensorrt(target.flavour, purpose=_PURPOSE)
+    except MissingExtraError as error:
+        return str(error)
+    if ahead_of_time(trt):
+        return None
+    if (reason := _other_version(trt, target)) is not None:
+        return reason
+    gpu = find_gpu()
+    if gpu is None:
+        return "TensorRT compiles on the GPU that shall run the engine, and there is none here"
+    if gpu.compute_capability not in target.compute_capabilities:
+        wanted = ", ".join(f"sm_{capability}" for capability in target.compute_capabilities)
+        return f"TensorRT compiles for the GPU that is here, sm_{gpu.compute_capability}, not for {wanted}"
+    return None
 
 
-def _capabilities(trt: Any) -> list[str]:
-    names = [name for name in dir(trt.ComputeCapability) if name.startswith("SM") and name[2:].isdigit()]
-    return [f"sm_{name[2:]}" for name in sorted(names, key=lambda name: int(name[2:]))]
+def build_options(target: Target, arithmetic: Arithmetic | None = None) -> dict[str, Any]:
+    """Everything beside model, compiler and capabilities that shapes an engine.
+
+    The workspace is the target's bound, not the memory that was free: a key must not depend on the hour.
+    """
+    options: dict[str, Any] = {
+        "batch": [target.batch.min, target.batch.opt, target.batch.max],
+        "workspace_mb": target.workspace_mb,
+        "strongly_typed": target.strongly_typed and (arithmetic is None or arithmetic.cache is None),
+        "profiling_verbosity": "detailed",
+        "opset_max": target.opset_max,
+    }
+    if arithmetic is not None and not options["strongly_typed"]:
+        options |= {"flags": list(arithmetic.flags), "kept": list(arithmetic.kept)}
+    return options
 
 
-def _reasons(faults: list[str]) -> str:
-    return "; ".join(fault.strip() for fault in faults[:3]) or "no reason given"
+def _gpu(trt: TensorRT, target: Target) -> Gpu:
+    gpu = find_gpu()
+    if gpu is None:
+        raise EngineError(
+            f"{product(target.flavour, trt)} compiles on the GPU that shall run the engine, and there is "
+            f"none here. Make a device kit instead: hfd-edge build BUNDLE --target {target.name} --kit"
+        )
+    return gpu
+
+
+def _other_version(trt: TensorRT, target: Target) -> str | None:
+    """Whether the installed TensorRT is another than the target's.
+
+    A board's version is fixed by its JetPack, and a plan loads in the version that built it alone. Elsewhere
+    the one that builds here also runs here, as long as the generation, and with it the profile's facts, fits.
+    """
+    here, there = tensorrt_version(trt), target.tensorrt_version
+    if there is None:
+        return None
+    parts = tuple(int(part) for part in here.split(".")[:3])
+    length = 3 if target.jetson else 1
+    if parts[:length] == there[:length]:
+        return None
+    return f"the target has TensorRT {target.tensorrt} and this machine {here}; an engine fits one version"
+
+
+def _content(model: Path, target: Target) -> bytes:
+    """The file, at an opset that the target's parser reads."""
+    content = model.read_bytes()
+    try:
+        opened = load(model)
+    except ExportError:
+        return content  # the parser says what is wrong with it
+    if opset_of(opened) <= target.opset_max:
+        return content
+    return bytes(lower_opset(opened, target.opset_max).SerializeToString(deterministic=True))
+
+
+_Context = tuple[Arithmetic, Gpu | None, Watch, BuildLog]
+
+
+def _compile(
+    trt: TensorRT, content: bytes, *, model: Path, target: Target, context: _Context
+) -> tuple[bytes | None, float]:
+    """Run the compiler. Returns the engine, None if there is none, and the seconds that it took."""
+    arithmetic, gpu, watch, log = context
+    logger = tensorrt_logger(trt)
+    try:
+        builder = trt.Builder(logger)
+        network = create_network(trt, builder, typed=typed_by_onnx(trt, arithmetic))
+        # The parser owns the weights that the network points to: it must live until the build is over.
+        parser = trt.OnnxParser(network, logger)
+    except (TypeError, RuntimeError) as error:
+        # pybind11 reports a null pointer as a TypeError: no driver, or one that is too old.
+        raise EngineError(
+            f"{product(target.flavour, trt)} does not start: {told(log.faults or [str(error)])}. "
+            "Check the driver with nvidia-smi."
+        ) from error
+    parse(trt, parser, content, model=model, flavour=target.flavour)
+    config = configure(trt, builder, network, target=target, arithmetic=arithmetic, gpu=gpu)
+    attach(trt, config, watch)
+    with _timings(trt, config, target, gpu):
+        if watch.stopped is not None:
+            return None, 0.0
+        started = time.monotonic()
+        # The stubs promise memory, but C++ gives a null pointer on failure and when it was cancelled.
+        blob: Any = builder.build_serialized_network(network, config)
+        seconds = time.monotonic() - started
+    del parser
+    return (None if blob is None else bytes(blob)), seconds
+
+
+@contextlib.contextmanager
+def _timings(trt: TensorRT, config: Any, target: Target, gpu: Gpu | None) -> Iterator[None]:
+    if gpu is None:
+        yield
+        return
+    path = timing_cache_path(
+        flavour=target.flavour, version=tensorrt_version(trt), compute_capability=gpu.compute_capability
+    )
+    with timing_cache(config, path):
+        yield
 
 
 def _advice(faults: list[str], target: Target) -> str:
@@ -178,104 +246,6 @@ def _advice(faults: list[str], target: Target) -> str:
             f"The target allows {target.workspace_mb} MB for batches of up to {target.batch.max}: raise "
             "workspace_mb or lower batch.max in a TOML file of your own and give its path as the target."
         )
-    return "Try another precision, or warp = 'gather' in the recipe's [network]."
-
-
-@contextlib.contextmanager
-def _interrupt_cancels(monitor: Any) -> Iterator[None]:
-    """Let Ctrl-C cancel at the next step, as a progress that raises does.
-
-    Python would raise it inside whichever callback runs next, and TensorRT drops what its logger raises.
-    """
-    usual = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(usual):
-        yield
-        return
-
-    def note(number: int, frame: object) -> None:
-        monitor.stopped = monitor.stopped or KeyboardInterrupt()
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, usual)
-
-
-@cache
-def _logger() -> Any:
-    """The process's one TensorRT logger: the first one registered gets the messages of all later builds."""
-    trt: Any = _tensorrt()
-    base: Any = trt.ILogger
-
-    class Logger(base):
-        """Keeps errors while a build listens; drops the rest, which TensorRT would print."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self._faults: list[str] | None = None
-
-        def log(self, severity: Any, message: str) -> None:
-            if self._faults is not None and severity in (
-                trt.ILogger.Severity.ERROR,
-                trt.ILogger.Severity.INTERNAL_ERROR,
-            ):
-                self._faults.append(message)
-
-        @contextlib.contextmanager
-        def recording(self) -> Iterator[list[str]]:
-            faults: list[str] = []
-            self._faults = faults
-            try:
-                yield faults
-            finally:
-                self._faults = None
-
-    return Logger()
-
-
-@cache
-def _monitor(trt: Any) -> Any:
-    """The class that turns TensorRT's phases into progress and a raising progress into a cancelled build."""
-
-    class Monitor(trt.IProgressMonitor):
-        def __init__(self, progress: Progress, label: str) -> None:
-            super().__init__()
-            self.stopped: BaseException | None = None
-            self._progress, self._label = progress, label
-            self._phases: dict[str, tuple[int, int]] = {}  # running phases, outermost first: steps, done
-            self._share = 0.0
-
-        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
-            self._phases[name] = (steps, 0)
-            self._tell(name)
-
-        def step_complete(self, name: str, step: int) -> bool:
-            steps, _ = self._phases.get(name, (1, 0))
-            self._phases[name] = (steps, step + 1)
-            self._tell(name)
-            return self.stopped is None
-
-        def phase_finish(self, name: str) -> None:
-            self._phases.pop(name, None)
-
-        def _tell(self, name: str) -> None:
-            # An exception must not cross the compiler's C++ frames: keep it, and cancel at the next step.
-            if self.stopped is not None:
-                return
-            try:
-                self._progress(self._done(), 1.0, f"{self._label}: {name.lower()}")
-            except BaseException as error:
-                self.stopped = error
-
-        def _done(self) -> float:
-            """Share of the work done: the running phases are nested, each a step of its parent."""
-            share, weight = 0.0, 1.0
-            for steps, done in self._phases.values():
-                weight /= max(steps, 1)
-                share += weight * min(done, steps)
-            # A phase ends shortly before its parent counts it; a bar must not run backwards.
-            self._share = min(max(self._share, share), 1.0)
-            return self._share
-
-    return Monitor
+    if any("calibrat" in fault.lower() for fault in faults):
+        return "The calibration cache was not taken: quantize again, and build with the target's TensorRT."
+    return "Try another precision, or export again with --warp gather."

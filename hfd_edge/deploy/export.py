@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from hfd_edge.bundle import Bundle, Manifest, Provenance
 from hfd_edge.datasets.folder import PairFolder
 from hfd_edge.deploy.graph import INPUT, OUTPUT, session
 from hfd_edge.deploy.onnx_export import Head, check_parity, export_network
+from hfd_edge.deploy.qat import QAT_RANGES, write_ranges
 from hfd_edge.deploy.tiles import golden_images, pad_to_tile
 from hfd_edge.errors import DatasetError, ExportError, StorageError, require
 from hfd_edge.progress import Progress, silent
@@ -23,6 +25,8 @@ from hfd_edge.raster.logits import labels_from_logits
 if TYPE_CHECKING:
     from hfd_edge.hfdnet.run import Run
 
+Warp = Literal["grid_sample", "gather"]
+"""Export form of the alignment; see `hfdnet.alignment.warp`."""
 MODEL = "model.fp32.onnx"
 _GOLDEN_TILES = 3
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -35,6 +39,7 @@ def export_run(
     folder: PairFolder | None = None,
     head: Head | None = None,
     tile_px: int | None = None,
+    warp: Warp | None = None,
     progress: Progress = silent,
 ) -> Bundle:
     """Export a student as a bundle with an FP32 ONNX model that was compared with the weights.
@@ -46,6 +51,8 @@ def export_run(
             itself.
         head: "quarter" or "full"; None takes the recipe's.
         tile_px: Side of the tile, a multiple of 32; None takes the recipe's.
+        warp: "grid_sample" or "gather", for compilers that lack GridSample (TensorRT before 8.5): the same
+            weights and numbers in another form. None takes the recipe's.
         progress: Told of the steps.
     Returns:
         The new bundle.
@@ -59,16 +66,8 @@ def export_run(
     if out.exists():
         raise StorageError(f"{out} already exists. Choose another --out, or remove it first.")
     require("torch", extra="export", purpose="exporting a model")
-    from hfd_edge.hfdnet.run import Run
-
-    opened = Run.open(Path(run))
-    if opened.info.kind != "student":
-        raise ExportError(
-            f"{run} is a teacher: it takes optical images, which the device does not have. Export the run "
-            "folder of a student."
-        )
-    if folder is not None:
-        _check_data(opened, folder)
+    opened = _open_student(Path(run), folder)
+    deployed = _with_warp(opened, warp)
     steps = 3 if folder is None else 4
     head = opened.recipe.deploy.head if head is None else head
     tile_px = opened.recipe.deploy.tile_px if tile_px is None else tile_px
@@ -76,22 +75,52 @@ def export_run(
     manifest = _manifest(opened, name=out.stem, head=head, tile_px=tile_px)
     with tempfile.TemporaryDirectory(prefix="hfd-edge-") as work:
         model = Path(work) / MODEL
-        network = opened.network()
+        network = deployed.network()
         progress(0, steps, "exporting to ONNX")
         bands = opened.info.bands
         export_network(network, model, bands=bands, tile_px=tile_px, head=head)
         progress(1, steps, "comparing ONNX with the weights")
         difference = check_parity(network, model, bands=bands, tile_px=tile_px, head=head)
         files: dict[str, bytes | Path] = {MODEL: model}
+        if (ranges := opened.quantizers()) is not None:
+            files[QAT_RANGES] = write_ranges(model, ranges)
         if folder is not None:
             progress(2, steps, "making golden tiles")
             files |= _golden(folder, manifest, model, Path(work))
         progress(steps - 1, steps, "writing the bundle")
         scores = {key: value for key, value in opened.metrics().items() if isinstance(value, (int, float))}
-        metrics: dict[str, Any] = {"onnx_difference": difference, "training": scores}
+        metrics: dict[str, Any] = {
+            "onnx_difference": difference,
+            "warp": deployed.recipe.network.warp,
+            "training": scores,
+        }
         bundle = Bundle.create(out, manifest.model_copy(update={"metrics": {"fp32": metrics}}), files)
     progress(steps, steps, "exported")
     return bundle
+
+
+def _open_student(path: Path, folder: PairFolder | None) -> Run:
+    from hfd_edge.hfdnet.run import Run
+
+    run = Run.open(path)
+    if run.info.kind != "student":
+        raise ExportError(
+            f"{path} is a teacher: it takes optical images, which the device does not have. Export the run "
+            "folder of a student."
+        )
+    if folder is not None:
+        _check_data(run, folder)
+    return run
+
+
+def _with_warp(run: Run, warp: str | None) -> Run:
+    """The run with another warp in its recipe, which changes the graph and not the weights."""
+    if warp is None:
+        return run
+    if warp not in get_args(Warp):
+        raise ExportError(f"Warp is {warp!r}, expected one of: {', '.join(get_args(Warp))}.")
+    network = run.recipe.network.model_copy(update={"warp": warp})
+    return replace(run, recipe=run.recipe.model_copy(update={"network": network}))
 
 
 def _check_options(head: str, tile_px: int) -> None:

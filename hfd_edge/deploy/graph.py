@@ -16,6 +16,15 @@ OUTPUT = "logits"
 _WARPS = {"GridSample": 1, "GatherElements": 1}
 """Operators of the warp, with the input that carries positions."""
 _PURPOSE = "deploying a model"
+# As in runtime.backends.onnxruntime, which says why.
+_HARMFUL = ["WeightBiasQuantization"]
+_WHY = {
+    "flow": "flow head: offsets in pixels, an error of 1/127 of the largest one moves features",
+    "grid": "warp grid: positions need more than 8 bits",
+    "warp": "warp: samples at positions that need more than 8 bits",
+    "classifier": "classifier: its logits decide the label directly",
+    "sum": "sum of maps: no convolution's kernel takes it over, so INT8 inputs would gain nothing",
+}
 
 
 def onnx_package() -> Any:
@@ -95,27 +104,50 @@ def consumers(model: Any) -> dict[str, list[Any]]:
 
 
 def high_precision_nodes(model: Any) -> tuple[str, ...]:
-    """Names of the nodes that are not quantised: flow heads, warps and classifier.
+    """Names of the nodes that stay in FP32 in every variant: flow heads, warps and classifier."""
+    return tuple(kept_reasons(model))
 
-    A flow is an offset in pixels: an error of 1/127 of its largest value moves features. Positions reach
-    thousands, beyond what FP16 can count in the gather form. The classifier's logits decide the argmax
-    directly. Found from the graph itself: from every warp up to the convolution that predicts its
-    positions, from there down through the warp's arithmetic, and from the output up to the last
-    convolution.
+
+def kept_reasons(model: Any) -> dict[str, str]:
+    """The nodes that stay in FP32 in every variant, in the graph's order, each with the reason.
+
+    Found from the graph itself: from every warp up to the convolution that predicts its positions, from
+    there down through the warp's arithmetic, and from the output up to the last convolution. Positions
+    reach thousands in the gather form, beyond what FP16 can count.
     """
     by_output, by_input = producers(model), consumers(model)
-    kept: dict[str, Any] = {}
-    warps = [node for node in model.graph.node if node.op_type in _WARPS]
+    reasons: dict[str, str] = {}
     heads = []
-    for warp in warps:
+    for warp in [node for node in model.graph.node if node.op_type in _WARPS]:
         above = _upstream([warp.input[_WARPS[warp.op_type]]], by_output)
         heads += [node for node in above if node.op_type == "Conv"]
-        kept.update((node.name, node) for node in (*above, warp))
+        reasons |= dict.fromkeys((node.name for node in above), _WHY["grid"]) | {warp.name: _WHY["warp"]}
     below = _downstream([name for head in heads for name in head.output], by_input)
-    kept.update((node.name, node) for node in below)
+    reasons = {node.name: _WHY["grid"] for node in below} | reasons
+    reasons |= {head.name: _WHY["flow"] for head in heads}
     output = [item.name for item in model.graph.output]
-    kept.update((node.name, node) for node in _upstream(output, by_output))
-    return tuple(node.name for node in model.graph.node if node.name in kept)
+    reasons |= {node.name: _WHY["classifier"] for node in _upstream(output, by_output)}
+    return {node.name: reasons[node.name] for node in model.graph.node if node.name in reasons}
+
+
+def unfused_sums(model: Any) -> dict[str, str]:
+    """Additions that no convolution's kernel takes over, with the reason why INT8 leaves them out.
+
+    TensorRT adds a residual inside the kernel of the convolution that feeds the sum, where an INT8 skip
+    saves memory traffic. A sum whose inputs both come from elsewhere (here: a lateral map and a warped one)
+    is a pass of its own, which only loses by quantised inputs.
+
+    Source: TensorRT developer guide, "Q/DQ layer-placement recommendations".
+    """
+    by_output = producers(model)
+    kept = kept_reasons(model)
+    return {
+        node.name: _WHY["sum"]
+        for node in model.graph.node
+        if node.op_type == "Add"
+        and node.name not in kept
+        and not any(name in by_output and by_output[name].op_type == "Conv" for name in node.input)
+    }
 
 
 def quantizers(model: Any) -> tuple[dict[str, str], dict[str, str]]:
@@ -143,7 +175,8 @@ def replace_initializers(model: Any, values: Mapping[str, NDArray[Any]]) -> None
                 f"The model has no constant {name} of shape {value.shape}. Export the run again."
             )
         kind = onnx.helper.tensor_dtype_to_np_dtype(found[name].data_type)
-        found[name].CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(value, kind), name))
+        # Not np.ascontiguousarray, which makes a vector of a scalar: a per-tensor scale must stay one.
+        found[name].CopyFrom(onnx.numpy_helper.from_array(np.array(value, kind, order="C"), name))
 
 
 def session(model: Any | Path, *, threads: int | None = None) -> Any:
@@ -160,7 +193,9 @@ def session(model: Any | Path, *, threads: int | None = None) -> Any:
         options.intra_op_num_threads = threads
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
     try:
-        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            source, options, providers=["CPUExecutionProvider"], disabled_optimizers=_HARMFUL
+        )
     except Exception as error:  # onnxruntime's classes have no common base
         raise ExportError(f"ONNX Runtime cannot open the model: {_first_line(error)}") from error
 
@@ -198,12 +233,12 @@ def _upstream(names: Iterable[str], by_output: Mapping[str, Any]) -> list[Any]:
 
 
 def _downstream(names: Iterable[str], by_input: Mapping[str, list[Any]]) -> list[Any]:
-    """Nodes below the tensors, down to and with GridSample, or to before a convolution or concatenation."""
+    """Nodes below the tensors, down to and with GridSample; ends before what quantises or merges again."""
     found: dict[str, Any] = {}
     waiting = list(names)
     while waiting:
         for node in by_input.get(waiting.pop(), []):
-            if node.name in found or node.op_type in ("Conv", "Concat"):
+            if node.name in found or node.op_type in ("Conv", "Concat", "QuantizeLinear"):
                 continue
             found[node.name] = node
             if node.op_type != "GridSample":

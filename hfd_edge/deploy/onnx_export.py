@@ -121,9 +121,43 @@ def _export(module: Any, *, bands: int, tile_px: int) -> Any:
         except Exception as error:  # the exporter's classes are private
             raise ExportError(f"The network cannot be exported to ONNX: {error}") from error
     model = program.model_proto
+    fold_constants(model)
     tidy(model)
     onnx_package().checker.check_model(model, full_check=True)
     return model
+
+
+def fold_constants(model: Any) -> None:
+    """Compute nodes that read constants alone, in place.
+
+    The exporter leaves the large ones: the sampling grids, whose float64 values and casts every compiler
+    would otherwise have to take (TensorRT 8 rounds them with a warning).
+    """
+    onnx = onnx_package()
+    reference = require("onnx.reference", extra="export", purpose="exporting a model")
+    constants = {item.name: item for item in model.graph.initializer}
+    outputs = {item.name for item in model.graph.output}
+    same: dict[bytes, str] = {}  # the grids of one resolution are equal: one copy is enough
+    renamed: dict[str, str] = {}
+    for node in list(model.graph.node):
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        names = [name for name in node.input if name]
+        if not names or not constants.keys() >= set(names) or outputs & set(node.output):
+            continue
+        inputs = {name: onnx.numpy_helper.to_array(constants[name]) for name in names}
+        # Moves and casts only (Unsqueeze, Concat, ...): the reference computes them exactly.
+        values = reference.ReferenceEvaluator(node, opsets={"": OPSET}).run(None, inputs)
+        for name, value in zip(node.output, values, strict=True):
+            constant = onnx.numpy_helper.from_array(np.ascontiguousarray(value))
+            renamed[name] = same.setdefault(constant.SerializeToString(deterministic=True), name)
+            if renamed[name] == name:
+                constant.name = name
+                constants[name] = constant
+                model.graph.initializer.append(constant)
+        model.graph.node.remove(node)
+    used = {name for node in model.graph.node for name in node.input}
+    for item in [item for item in model.graph.initializer if item.name not in used]:
+        model.graph.initializer.remove(item)
 
 
 def _difference(module: Any, model: Any, pixels: NDArray[np.float32], *, label: str) -> float:

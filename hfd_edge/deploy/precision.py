@@ -1,7 +1,7 @@
 """FP16 and INT8 variants of an FP32 ONNX model.
 
 Precision lives in the ONNX file, never in the build step: every TensorRT from 8.5 to 11 and TensorRT-RTX
-then builds the same arithmetic. Both variants keep FP32 input and output, so one runtime serves all.
+then builds the same arithmetic. All variants keep FP32 input and output, so one runtime serves all.
 """
 
 from __future__ import annotations
@@ -13,34 +13,33 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hfd_edge.deploy.calibration import LEVELS, METHODS, collect
+from hfd_edge.deploy.calibration import METHODS, Histogram, collect
 from hfd_edge.deploy.graph import (
     INPUT,
     OUTPUT,
     high_precision_nodes,
     load,
     onnx_package,
-    quantizers,
-    replace_initializers,
     session,
+    unfused_sums,
 )
+from hfd_edge.deploy.half import to_half
+from hfd_edge.deploy.qdq import int8_model, layers, quantized_tensors, share
+from hfd_edge.deploy.tiles import TileSet
 from hfd_edge.errors import ExportError, MissingExtraError, require
 from hfd_edge.files import atomic_path, storage_errors
 from hfd_edge.progress import Progress, silent
 
-HIGH_PRECISION = "fp32"
-"""Type of what INT8 leaves out. With FP16 the same graph ran 2.3 times slower on ONNX Runtime's CPU
-kernels (preset s, 256 x 256), and the INT8 variant must run, and be evaluated, without a GPU."""
-_PLACEMENT_TILES = 1
 _PURPOSE = "quantizing a model"
+_Name = TypeVar("_Name", bound=str)
 
 
 @dataclass(frozen=True)
@@ -48,18 +47,16 @@ class Calibration:
     """What `to_int8` measured and decided.
 
     Attributes:
-        method: "entropy", "max" or "mse".
-        amax: Activation tensor to its clipping point; its scale is amax / 127.
-        quantized_nodes: Nodes whose inputs are quantised.
+        method: How activations were clipped; see `calibration.METHODS`.
+        amax: Quantised tensor to its clipping point; its scale is amax / 127.
+        quantized_nodes: Nodes that compute in INT8.
         high_precision_nodes: Nodes kept in FP32 on purpose.
-        weights: Tensors with per-channel weight scales.
     """
 
     method: str
     amax: dict[str, float]
     quantized_nodes: tuple[str, ...]
     high_precision_nodes: tuple[str, ...]
-    weights: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -79,46 +76,27 @@ def to_fp16(model: Path, out: Path) -> None:
     """Write an FP16 variant; flow heads, warps and classifier stay in FP32.
 
     Raises:
-        ExportError: `model` is damaged, or the converter fails on it.
+        ExportError: `model` is damaged.
         MissingExtraError: the export extra is not installed.
     """
     opened = load(model)
-    kept = high_precision_nodes(opened)
-    with _quiet(), _scratch_copy(model) as scratch:
-        autocast = require("modelopt.onnx.autocast", extra="export", purpose=_PURPOSE)
-        try:
-            converted = autocast.convert_to_mixed_precision(
-                str(scratch),
-                low_precision_type="fp16",
-                nodes_to_exclude=_exactly(kept),
-                keep_io_types=True,
-            )
-        except ImportError as error:
-            raise _incomplete(error) from error
-        except Exception as error:  # modelopt raises whatever its many parts raise
-            raise ExportError(f"{model} cannot be converted to FP16: {error}") from error
-    _save(converted, out)
+    to_half(opened, high_precision_nodes(opened))
+    save(opened, out)
 
 
 def to_int8(
-    model: Path,
-    out: Path,
-    *,
-    tiles: NDArray[np.float32],
-    method: str = "entropy",
-    progress: Progress = silent,
+    model: Path, out: Path, *, tiles: TileSet, method: str = "entropy", progress: Progress = silent
 ) -> Calibration:
-    """Write an INT8 variant with explicit, symmetric Q/DQ nodes.
+    """Write an INT8 variant with explicit, symmetric Q/DQ nodes and FP32 elsewhere, calibrated on tiles.
 
     Weights have one scale per output channel (largest magnitude), activations one per tensor, from the
-    tiles. Flow heads, the warps' arithmetic and the classifier stay in FP32; the maps that warps sample are
-    quantised, because convolutions read them too.
+    tiles. `quantize.quantize` does the same for a bundle, and more.
 
     Args:
         model: FP32 ONNX file.
         out: File to write, whole or not at all.
-        tiles: Standardised tiles of the training split (count, bands, tile_px, tile_px).
-        method: How activations are clipped: "entropy", "max" or "mse".
+        tiles: Standardised tiles of the training split, each (bands, tile_px, tile_px).
+        method: How activations are clipped; see `calibration.METHODS`.
         progress: Told of every tile.
     Raises:
         ExportError: unknown method, no tiles, a damaged model, or a model without convolutions.
@@ -126,61 +104,86 @@ def to_int8(
     """
     if method not in METHODS:
         raise ExportError(f"Calibration method is {method!r}, expected one of: {', '.join(METHODS)}.")
-    if tiles.ndim != 4 or not len(tiles):
-        raise ExportError(
-            f"Calibration tiles have shape {tiles.shape}, expected (count, bands, tile_px, tile_px)."
-        )
     kept = high_precision_nodes(load(model))
-    quantised = _place(model, tiles[:_PLACEMENT_TILES], kept)
-    activations, weights = quantizers(quantised)
-    if not activations:
-        raise ExportError(f"{model} has no node that INT8 can speed up. Use the fp16 variant.")
-    histograms = collect(model, activations, tiles, progress=progress)
+    placed = place(model, first_tile(tiles))
+    histograms = collect(model, quantized_tensors(placed), tiles, progress=progress)
+    amax = share(ranges(histograms, method), placed)
+    save(int8_model(placed, amax), out)
+    return Calibration(method=method, amax=amax, quantized_nodes=layers(placed), high_precision_nodes=kept)
+
+
+def ranges(histograms: Mapping[str, Histogram], method: str) -> dict[str, float]:
+    """Clipping point of every tensor. One that is zero on every tile still needs a scale; any will do."""
     choose = METHODS[method]
-    # A tensor that is zero on every tile still needs a scale; any will do.
-    amax = {name: choose(histograms[name]) or 1.0 for name in activations}
-    scales = {scale: np.asarray(amax[name] / LEVELS, np.float32) for name, scale in activations.items()}
-    replace_initializers(quantised, scales)
-    fold_weights(quantised)
-    _check_symmetric(quantised)
-    _save(quantised, out)
-    return Calibration(
-        method=method,
-        amax=amax,
-        quantized_nodes=_quantized_nodes(quantised),
-        high_precision_nodes=kept,
-        weights=tuple(sorted(weights)),
-    )
+    return {name: choose(histogram) or 1.0 for name, histogram in histograms.items()}
 
 
-def agreement(reference: Path, variant: Path, tiles: NDArray[np.float32]) -> Agreement:
-    """Run both models on the same tiles, one at a time.
+def first_tile(tiles: TileSet) -> NDArray[np.float32]:
+    """The tile that `place` is shown. Raises ExportError when there is none, or it has another shape."""
+    tile = next(iter(tiles), None)
+    if tile is None or tile.ndim != 3:
+        shape = (0,) if tile is None else (len(tiles), *tile.shape)
+        raise ExportError(
+            f"Calibration tiles have shape {shape}, expected (count, bands, tile_px, tile_px), at least one."
+        )
+    return tile
+
+
+def agreement(
+    reference: Path, variants: Mapping[_Name, Path], tiles: TileSet | Sequence[NDArray[np.float32]]
+) -> dict[_Name, Agreement]:
+    """Run models on the same tiles, one at a time, and compare each with the reference.
 
     Raises:
-        ExportError: a model is damaged, or the variant gives NaN or infinity.
+        ExportError: a model is damaged, or a variant gives NaN or infinity.
     """
-    first, second = session(reference), session(variant)
-    same = total = 0
-    difference, low, high = 0.0, np.inf, -np.inf
+    first = session(reference)
+    runners = {name: session(path) for name, path in variants.items()}
+    same, difference = dict.fromkeys(variants, 0), dict.fromkeys(variants, 0.0)
+    total, low, high = 0, np.inf, -np.inf
     for tile in tiles:
         expected = first.run([OUTPUT], {INPUT: tile[None]})[0]
-        found = second.run([OUTPUT], {INPUT: tile[None]})[0]
-        if not np.isfinite(found).all():
-            raise ExportError(
-                f"{variant.name} gives logits that are not finite: some activations exceed its range. "
-                "Use a higher precision for this model."
-            )
-        same += int((expected.argmax(1) == found.argmax(1)).sum())
         total += expected[:, 0].size
-        difference = max(difference, float(np.abs(expected - found).max()))
         low, high = min(low, float(expected.min())), max(high, float(expected.max()))
-    return Agreement(labels=same / total, logits=difference / max(high - low, np.finfo(np.float32).tiny))
+        for name, runner in runners.items():
+            found = runner.run([OUTPUT], {INPUT: tile[None]})[0]
+            if not np.isfinite(found).all():
+                raise ExportError(
+                    f"{variants[name].name} gives logits that are not finite: some activations exceed its "
+                    "range. Use a higher precision for this model."
+                )
+            same[name] += int((expected.argmax(1) == found.argmax(1)).sum())
+            difference[name] = max(difference[name], float(np.abs(expected - found).max()))
+    span = max(high - low, np.finfo(np.float32).tiny)
+    return {name: Agreement(same[name] / total, difference[name] / span) for name in variants}
 
 
-def _place(model: Path, tiles: NDArray[np.float32], kept: tuple[str, ...]) -> Any:
-    """Let modelopt choose where Q/DQ nodes go, with weight scales; activation scales are provisional."""
+def place(model: Path, tile: NDArray[np.float32]) -> Any:
+    """Put Q/DQ nodes wherever INT8 can compute, with weight scales; activation scales are provisional.
+
+    nvidia-modelopt chooses the places; flow heads, warps, classifier and unfused sums are left out. Cut it
+    down and set the scales with `qdq.int8_model`.
+
+    Args:
+        model: FP32 ONNX file.
+        tile: Any standardised tile (bands, tile_px, tile_px).
+    Returns:
+        ModelProto whose quantised weights are still FP32, behind a QuantizeLinear each.
+    Raises:
+        ExportError: the model is damaged, or INT8 can speed up nothing in it.
+        MissingExtraError: the export extra is not installed.
+    """
+    opened = load(model)
+    left_out = (*high_precision_nodes(opened), *unfused_sums(opened))
+    placed = _modelopt(model, tile[None], left_out)
+    if not layers(placed):
+        raise ExportError(f"{model} has no node that INT8 can speed up. Use the fp16 variant.")
+    return placed
+
+
+def _modelopt(model: Path, tiles: NDArray[np.float32], left_out: tuple[str, ...]) -> Any:
     onnx = onnx_package()
-    with _quiet(), _scratch_copy(model) as scratch:
+    with _quiet(), _scratch_copy(model) as scratch, _without_tensorrt():
         quantization = require("modelopt.onnx.quantization", extra="export", purpose=_PURPOSE)
         out = scratch.with_name("placed.onnx")
         try:
@@ -190,9 +193,9 @@ def _place(model: Path, tiles: NDArray[np.float32], kept: tuple[str, ...]) -> An
                 calibration_data={INPUT: tiles},
                 calibration_method="max",
                 calibration_eps=["cpu"],
-                high_precision_dtype=HIGH_PRECISION,
-                nodes_to_exclude=_exactly(kept),
-                # Shared scales for the inputs of a concatenation: ours are set per tensor afterwards.
+                high_precision_dtype="fp32",
+                nodes_to_exclude=_exactly(left_out),
+                # Its pass shares scales at concatenations; ours are set afterwards (qdq.share).
                 passes=[],
                 output_path=str(out),
                 log_level="CRITICAL",
@@ -204,30 +207,6 @@ def _place(model: Path, tiles: NDArray[np.float32], kept: tuple[str, ...]) -> An
             raise ExportError(f"{model} cannot be quantised: {error}") from error
 
 
-def fold_weights(model: Any) -> None:
-    """Store quantised weights as INT8 constants, in place: same numbers, a quarter of the file.
-
-    modelopt leaves FP32 weights behind a QuantizeLinear, which every reader would fold again.
-    """
-    onnx = onnx_package()
-    constants = {item.name: item for item in model.graph.initializer}
-    folded = [
-        node for node in model.graph.node if node.op_type == "QuantizeLinear" and node.input[0] in constants
-    ]
-    for node in folded:
-        weight = onnx.numpy_helper.to_array(constants[node.input[0]])
-        scale = onnx.numpy_helper.to_array(constants[node.input[1]])
-        axis = next((item.i for item in node.attribute if item.name == "axis"), 1)
-        if scale.ndim:
-            scale = scale.reshape([-1 if index == axis else 1 for index in range(weight.ndim)])
-        codes = np.clip(np.rint(weight / scale), -LEVELS, LEVELS).astype(np.int8)
-        model.graph.initializer.append(onnx.numpy_helper.from_array(codes, node.output[0]))
-        model.graph.node.remove(node)
-    used = {name for node in model.graph.node for name in node.input}
-    for item in [item for item in model.graph.initializer if item.name not in used]:
-        model.graph.initializer.remove(item)
-
-
 @contextlib.contextmanager
 def _scratch_copy(model: Path) -> Iterator[Path]:
     """Give a copy for modelopt to work on: it writes some of its clean-ups back to the file it was given."""
@@ -236,6 +215,21 @@ def _scratch_copy(model: Path) -> Iterator[Path]:
         with storage_errors(copy):
             shutil.copyfile(model, copy)
         yield copy
+
+
+@contextlib.contextmanager
+def _without_tensorrt() -> Iterator[None]:
+    """Keep modelopt (0.47) from starting TensorRT, with which it looks for plugins that our models never use.
+
+    It fails where a package of that name cannot work: on machines without a GPU, or with type stubs only.
+    """
+    utils = require("modelopt.onnx.trt_utils", extra="export", purpose=_PURPOSE)
+    found = getattr(utils, "TRT_PYTHON_AVAILABLE", False)
+    utils.TRT_PYTHON_AVAILABLE = False  # type: ignore[attr-defined]  # a plain module attribute
+    try:
+        yield
+    finally:
+        utils.TRT_PYTHON_AVAILABLE = found  # type: ignore[attr-defined]
 
 
 def _incomplete(error: ImportError) -> MissingExtraError:
@@ -250,32 +244,8 @@ def _exactly(names: tuple[str, ...]) -> list[str]:
     return [f"^{re.escape(name)}$" for name in names]
 
 
-def _check_symmetric(model: Any) -> None:
-    """TensorRT takes signed 8-bit codes with zero point 0 and nothing else."""
-    onnx = onnx_package()
-    constants = {item.name: item for item in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and len(node.input) > 2:
-            zero = onnx.numpy_helper.to_array(constants[node.input[2]])
-            if zero.dtype != np.int8 or zero.any():
-                raise ExportError(
-                    f"{node.name} has zero point {zero.ravel()[:1]} ({zero.dtype}), expected int8 zeros."
-                )
-
-
-def _quantized_nodes(model: Any) -> tuple[str, ...]:
-    """Convolutions that read dequantised activations and weights."""
-    dequantised = {
-        name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output
-    }
-    return tuple(
-        node.name
-        for node in model.graph.node
-        if node.op_type == "Conv" and set(node.input[:2]) <= dequantised
-    )
-
-
-def _save(model: Any, out: Path) -> None:
+def save(model: Any, out: Path) -> None:
+    """Check a model and write it, the same bytes for the same model."""
     onnx_package().checker.check_model(model, full_check=True)
     with atomic_path(out) as temporary:
         temporary.write_bytes(model.SerializeToString(deterministic=True))

@@ -5,6 +5,7 @@ last.ckpt.safetensors   everything needed to go on with an interrupted training
 recipe.toml             the resolved recipe
 run.json                what the network is: data, preprocessing, versions
 metrics.json            scores and history, after each epoch
+quantizers.json         ranges of the activations, only after quantisation-aware training
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError
@@ -33,8 +34,10 @@ from hfd_edge.sar.preprocessing import Preprocessing
 RUN_NAME = "run.json"
 RECIPE_NAME = "recipe.toml"
 BEST_NAME = "best.safetensors"
+_PACKAGES = ("hfd-edge", "torch", "timm", "lightning-fabric", "numpy", "opencv-python-headless")
 CHECKPOINT_NAME = "last.ckpt.safetensors"
 METRICS_NAME = "metrics.json"
+QUANTIZERS_NAME = "quantizers.json"
 
 
 class RunInfo(Strict):
@@ -48,6 +51,10 @@ class RunInfo(Strict):
     eo_std: tuple[float, ...] | None = None
     data_sha256: str = Field(description="Hash of the data folder.")
     teacher_sha256: str | None = Field(default=None, description="Hash of the teacher's weights, if any.")
+    qat_sha256: str | None = Field(
+        default=None,
+        description="Hash of the student's weights that quantisation-aware training started from, if it did.",
+    )
     versions: dict[str, str] = Field(description="Package name to version.")
     commit: str | None = Field(default=None, description="Revision of the training code, if known.")
     created: str = Field(description="ISO 8601 time at which training began.")
@@ -60,6 +67,8 @@ class RunInfo(Strict):
             self.eo_mean is None or self.eo_std is None or self.dataset.eo is None
         ):
             raise ValueError("a teacher needs 'eo_mean', 'eo_std' and 'dataset.eo'")
+        if self.qat_sha256 is not None and self.kind != "student":
+            raise ValueError("only a student can have 'qat_sha256'")
         return self
 
     @property
@@ -81,6 +90,14 @@ class RunInfo(Strict):
         return len(self.dataset.eo.bands)
 
 
+class Quantizers(Strict):
+    """`quantizers.json`: what the INT8 model must clip at."""
+
+    amax: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        min_length=1, description="Convolution to the largest magnitude of its input that is not clipped."
+    )
+
+
 @dataclass(frozen=True)
 class Run:
     """A run folder on disk; make one with `Run.create`, read one with `Run.open`."""
@@ -90,8 +107,10 @@ class Run:
     info: RunInfo
 
     @classmethod
-    def create(cls, path: Path, recipe: Recipe, info: RunInfo) -> Run:
-        """Make the folder with recipe.toml and run.json in it.
+    def create(
+        cls, path: Path, recipe: Recipe, info: RunInfo, *, ranges: Mapping[str, float] | None = None
+    ) -> Run:
+        """Make the folder with recipe.toml and run.json in it, and quantizers.json if there are `ranges`.
 
         Raises:
             StorageError: the folder exists, or cannot be written.
@@ -100,6 +119,8 @@ class Run:
         with atomic_folder(path) as staged:
             write_toml(staged / RECIPE_NAME, recipe)
             write_text(staged / RUN_NAME, info.model_dump_json(indent=2) + "\n")
+            if ranges is not None:
+                write_json(staged / QUANTIZERS_NAME, {"amax": dict(ranges)})
         return cls(path, recipe, info)
 
     @classmethod
@@ -171,6 +192,23 @@ class Run:
                 f"{source} is damaged ({error}). Remove it and go on with --resume."
             ) from error
 
+    def quantizers(self) -> dict[str, float] | None:
+        """Convolution to the range of its input, of a quantisation-aware training; None of any other.
+
+        Raises:
+            CheckpointError: quantizers.json is missing or damaged.
+        """
+        if self.info.qat_sha256 is None:
+            return None
+        source = self.path / QUANTIZERS_NAME
+        try:
+            return dict(Quantizers.model_validate_json(source.read_bytes()).amax)
+        except (OSError, ValidationError) as error:
+            raise CheckpointError(
+                f"{source} is missing or damaged ({type(error).__name__}), but the run was trained with "
+                "quantisers. Copy the whole run folder, or train again."
+            ) from error
+
     def save_best(self, weights: Mapping[str, Tensor]) -> None:
         """Replace the best weights. Raises StorageError."""
         write_tensors(self.weights_path, weights, {"format": "pt"})
@@ -231,10 +269,10 @@ def load_state(module: Any, tensors: Mapping[str, Tensor], *, source: Path) -> N
     module.load_state_dict(dict(tensors))
 
 
-def package_versions() -> dict[str, str]:
-    """Versions of what shapes the numbers."""
+def package_versions(*also: str) -> dict[str, str]:
+    """Versions of what shapes the numbers: the packages of every training, and `also`."""
     versions = {"python": platform.python_version()}
-    for name in ("hfd-edge", "torch", "timm", "lightning-fabric", "numpy", "opencv-python-headless"):
+    for name in (*_PACKAGES, *also):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -10,6 +10,10 @@ from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 from rasterio.rpc import RPC
 
+Transform = tuple[float, float, float, float, float, float]
+SAME_GRID_PX = 0.1
+"""Grids that differ by less are one: coordinates rounded to decimetres do, misregistered images do not."""
+
 
 class Gcp(NamedTuple):
     """A ground control point: where a pixel (fractional row, col) lies, in the GCPs' CRS."""
@@ -35,7 +39,7 @@ class Georeference:
     """
 
     crs: str | None = None
-    transform: tuple[float, float, float, float, float, float] | None = None
+    transform: Transform | None = None
     gcps: tuple[Gcp, ...] = ()
     gcps_crs: str | None = None
     rpcs: tuple[tuple[str, str], ...] = ()
@@ -53,6 +57,41 @@ def read_georeference(dataset: Any) -> Georeference:
         gcps_crs=gcps_crs.to_wkt() if points and gcps_crs else None,
         rpcs=tuple(sorted(dataset.rpcs.to_gdal().items())) if dataset.rpcs else (),
     )
+
+
+def grid_difference(first: Georeference, second: Georeference, *, rows: int, cols: int) -> str | None:
+    """Say how the pixel grids of two images of one size differ on the ground.
+
+    Args:
+        first: Its pixels are the unit of the distance.
+        second: The other one.
+        rows: Height of both, pixels.
+        cols: Width of both, pixels.
+    Returns:
+        The difference in words; None when corners agree within `SAME_GRID_PX`, or when one of them has no
+        CRS or transform and nothing can be said.
+    """
+    if first.crs and second.crs:
+        one, other = CRS.from_wkt(first.crs), CRS.from_wkt(second.crs)
+        if one != other:
+            return f"CRS {other.to_string()[:60]} instead of {one.to_string()[:60]}"
+    if first.transform is None or second.transform is None:
+        return None
+    a, b, _, d, e, _ = first.transform
+    if not (area := a * e - b * d):
+        return None
+    worst = 0.0
+    for col, row in ((0, 0), (cols, 0), (0, rows), (cols, rows)):
+        x0, y0 = _place(first.transform, col, row)
+        x1, y1 = _place(second.transform, col, row)
+        x, y = x1 - x0, y1 - y0
+        worst = max(worst, abs(e * x - b * y) / abs(area), abs(a * y - d * x) / abs(area))
+    return f"corners up to {worst:.3g} pixels away" if worst > SAME_GRID_PX else None
+
+
+def _place(transform: Transform, col: float, row: float) -> tuple[float, float]:
+    a, b, c, d, e, f = transform
+    return a * col + b * row + c, d * col + e * row + f
 
 
 def write_georeference(dataset: Any, georeference: Georeference) -> None:

@@ -57,6 +57,15 @@ def read_sar(path: Path | str, *, nodata: float | None) -> Array:
         return scene.read_sar(0, scene.rows, nodata=nodata)
 
 
+def georeference_of(path: Path | str) -> Georeference:
+    """Where an image lies; empty for PNG. Raises RasterError: there is no such file, or it is damaged."""
+    path = Path(path)
+    if path.is_file() and is_png(path):
+        return Georeference()
+    with SceneReader(path) as scene:
+        return scene.georeference
+
+
 def write_image(
     path: Path | str,
     array: Array,

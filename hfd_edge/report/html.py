@@ -6,7 +6,6 @@ light or dark setting, fits a phone, and prints.
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,10 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hfd_edge.errors import require
-from hfd_edge.files import write_text
 from hfd_edge.report.console import duration
-from hfd_edge.report.pictures import PREDICTIONS, TilePictures, png_bytes
+from hfd_edge.report.page import cell, css, encoded, legend, signed, write_page
+from hfd_edge.report.pictures import PREDICTIONS, TilePictures
 
 Array = NDArray[Any]
 
@@ -28,8 +26,6 @@ VARIANTS = {"teacher": "Teacher", "sar_only": "SAR only", "fp32": "FP32", "fp16"
 
 INT8_LIMIT_POINTS = 1.0
 NOT_BUILT = "not built"
-_MINUS = "\N{MINUS SIGN}"
-_TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
@@ -98,17 +94,7 @@ def render(report: DemoReport, path: Path) -> None:
         MissingExtraError: jinja2 is not installed.
         StorageError: the file cannot be written.
     """
-    if len(report.palette) != len(report.classes):
-        raise ValueError(f"palette has {len(report.palette)} colours for {len(report.classes)} classes")
-    jinja2 = require("jinja2", extra="train", purpose="Writing the HTML report")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,  # class names and paths come from users
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    write_text(path, environment.get_template("report.html.j2").render(**_context(report)))
+    write_page("report.html.j2", path, _context(report))
 
 
 def _context(report: DemoReport) -> dict[str, Any]:
@@ -116,8 +102,9 @@ def _context(report: DemoReport) -> dict[str, Any]:
     miou = {key: _score(report.summary.get("miou") or {}, key) for key in VARIANTS}
     return {
         "report": report,
+        "title": report.title,
         "duration": duration(report.seconds),
-        "legend": [(n, _css(c)) for n, c in zip(report.classes, report.palette, strict=True)],
+        "legend": legend(report.classes, report.palette),
         "variants": VARIANTS,
         "figures": _figures(report, miou),
         "verdict": _verdict(miou),
@@ -127,7 +114,7 @@ def _context(report: DemoReport) -> dict[str, Any]:
         "tiles": [_tile(tile) for tile in report.tiles],
         "scene": [] if report.scene is None else _scene(report.scene),
         "scene_text": _scene_text(report.summary.get("scene")),
-        "curves": {text: _encoded(Path(png).read_bytes()) for text, png in report.curves.items()},
+        "curves": {text: encoded(Path(png).read_bytes()) for text, png in report.curves.items()},
         "engines": [_engine(engine) for engine in report.summary.get("engines") or []],
         "not_built": NOT_BUILT,
     }
@@ -171,7 +158,7 @@ def _figure(
     low, high = limits
     rounded = round(value, 1)
     mood = "bad" if rounded < low else "good" if rounded > high else "plain"
-    return {"name": name, "value": _signed(value), "unit": unit, "text": text, "mood": mood}
+    return {"name": name, "value": signed(value), "unit": unit, "text": text, "mood": mood}
 
 
 def _verdict(miou: Mapping[str, float | None]) -> str:
@@ -203,7 +190,7 @@ def _table(report: DemoReport) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            "colour": _css(colour),
+            "colour": css(colour),
             "scores": {key: _class_text(report, key, name) for key in VARIANTS},
         }
         for name, colour in zip(report.classes, report.palette, strict=True)
@@ -219,7 +206,7 @@ def _charts(report: DemoReport, miou: Mapping[str, float | None]) -> list[dict[s
             (label, key, _score(report.iou.get(key) or {}, name), _class_text(report, key, name))
             for key, label in VARIANTS.items()
         ]
-        charts.append(_chart(name, _css(colour), bars))
+        charts.append(_chart(name, css(colour), bars))
     return charts
 
 
@@ -243,27 +230,29 @@ def _class_text(report: DemoReport, variant: str, name: str) -> str:
 
 
 def _tile(tile: TilePictures) -> dict[str, Any]:
-    cells = [_cell("SAR", tile.sar, f"SAR image of {tile.name}")]
+    cells = [cell("SAR", tile.sar, f"SAR image of {tile.name}")]
     if tile.eo is not None:
-        cells.append(_cell("EO", tile.eo, f"Optical image of {tile.name}"))
+        cells.append(cell("EO", tile.eo, f"Optical image of {tile.name}"))
     if tile.truth is not None:
-        cells.append(_cell("Truth", tile.truth, f"Reference labels of {tile.name}", pixels=True))
+        cells.append(cell("Truth", tile.truth, f"Reference labels of {tile.name}", pixels=True))
     if tile.errors is not None and tile.errors_of is not None:
         variant = VARIANTS[tile.errors_of]
         alt = f"Where the {variant} student is wrong on {tile.name}, in red"
-        cells.append(_cell(f"{variant} errors", tile.errors, alt, pixels=True))
+        cells.append(cell(f"{variant} errors", tile.errors, alt, pixels=True))
     for key, caption in PREDICTIONS.items():
+        if key not in VARIANTS:  # a variant that the demo does not make is not "not built"
+            continue
         picture = tile.predictions.get(key)
         right = f"{100 * tile.accuracy[key]:.1f} % right" if key in tile.accuracy else ""
         alt = f"Labels of {tile.name} predicted by {caption}"
-        cells.append(_cell(caption, picture, alt, note=right, pixels=True))
+        cells.append(cell(caption, picture, alt, note=right, pixels=True))
     return {"name": tile.name, "cells": cells}
 
 
 def _scene(scene: ScenePictures) -> list[dict[str, Any]]:
     return [
-        _cell("SAR", scene.sar, "Overview of the SAR scene", note=scene.note),
-        _cell("Mask", scene.mask, "Overview of the predicted mask, in class colours", pixels=True),
+        cell("SAR", scene.sar, "Overview of the SAR scene", note=scene.note),
+        cell("Mask", scene.mask, "Overview of the predicted mask, in class colours", pixels=True),
     ]
 
 
@@ -272,15 +261,6 @@ def _scene_text(scene: Mapping[str, Any] | None) -> str:
         return f"Scene: {NOT_BUILT}."
     rate = scene["megapixels"] / scene["seconds"] if scene["seconds"] else math.inf
     return f"{scene['megapixels']:.1f} megapixels in {duration(scene['seconds'])}: {rate:.1f} Mpx/s."
-
-
-def _cell(
-    caption: str, picture: Array | None, alt: str, *, note: str = "", pixels: bool = False
-) -> dict[str, Any]:
-    cell: dict[str, Any] = {"caption": caption, "note": note, "alt": alt, "pixels": pixels, "png": None}
-    if picture is not None:
-        cell |= {"png": _encoded(png_bytes(picture)), "rows": picture.shape[1], "cols": picture.shape[2]}
-    return cell
 
 
 def _engine(engine: Mapping[str, Any]) -> dict[str, str]:
@@ -305,17 +285,3 @@ def _difference(miou: Mapping[str, float | None], of: str, against: str) -> floa
 
 def _percent(value: float | None, *, absent: str = NOT_BUILT) -> str:
     return absent if value is None else f"{100 * value:.1f}"
-
-
-def _signed(points: float) -> str:
-    rounded = round(points, 1)
-    return f"{'+' if rounded > 0 else _MINUS if rounded < 0 else ''}{abs(rounded):.1f}"
-
-
-def _css(colour: Sequence[int]) -> str:
-    red, green, blue = (int(part) for part in colour)
-    return f"#{red:02x}{green:02x}{blue:02x}"
-
-
-def _encoded(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

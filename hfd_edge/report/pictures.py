@@ -22,11 +22,15 @@ PREDICTIONS = {
     "fp32": "FP32",
     "fp16": "FP16",
     "int8": "INT8",
+    "int8_fp16": "INT8+FP16",
 }
 """Caption by variant, in the order in which predictions are shown."""
 
 WRONG = (214, 40, 57)
 AGREE = (184, 190, 196)
+# Not blue, which is the colour of water in most palettes and stands beside these pictures.
+BROKEN, CORRECTED, MOVED = WRONG, (0, 158, 115), (236, 170, 40)
+"""Red, green and amber of `flip_picture`, of different lightness for people with colour-blindness."""
 _HATCH_DARK, _HATCH_LIGHT = 26, 66
 _HATCH_PERIOD_PX = 8
 _STRETCH_SAMPLES = 1 << 20
@@ -119,6 +123,32 @@ def difference_picture(first: Array, second: Array, *, void: int = 255) -> Array
         raise ValueError(f"label maps {first.shape} and {second.shape} differ in shape")
     picture = np.where(first != second, _colour(WRONG), _colour(AGREE))
     return _hatched(picture, (first == void) | (second == void))
+
+
+def flip_picture(labels: Array, reference: Array, truth: Array, *, void: int = 255) -> Array:
+    """Show where a label map differs from a reference's, and who is right there.
+
+    Red: the reference is right and `labels` wrong. Green: the other way round. Amber: both are wrong, or the
+    truth is not known. Grey: they agree, right or wrong.
+
+    Args:
+        labels: Class ids (rows, cols).
+        reference: Class ids, same shape.
+        truth: Class ids, same shape; `void` where unknown.
+        void: Pixels with this id in both label maps are hatched: no data.
+    Returns:
+        RGB uint8 (3, rows, cols).
+    Raises:
+        ValueError: the shapes differ, or the arrays are not maps of integers.
+    """
+    labels, reference, truth = _label_map(labels), _label_map(reference), _label_map(truth)
+    if not labels.shape == reference.shape == truth.shape:
+        raise ValueError(f"label maps {labels.shape}, {reference.shape} and {truth.shape} differ in shape")
+    differs, known = labels != reference, truth != void
+    picture = np.where(differs, _colour(MOVED), _colour(AGREE))
+    picture = np.where(differs & known & (labels == truth), _colour(CORRECTED), picture)
+    picture = np.where(differs & known & (reference == truth), _colour(BROKEN), picture)
+    return _hatched(picture, (labels == void) & (reference == void))
 
 
 def shrink_values(values: Array, *, side_px: int) -> Array:

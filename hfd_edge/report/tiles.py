@@ -43,7 +43,7 @@ def draw_tiles(
                 sar=display_values(sar, units=config.sar.units, nodata=config.sar.nodata),
                 eo=None if pair.eo is None else folder.load_eo(pair),
                 truth=None if pair.label is None else folder.load_label(pair),
-                predictions={name: _voided(one(sar), config) for name, one in predict.items()},
+                predictions={name: voided(one(sar), config) for name, one in predict.items()},
                 palette=config.palette,
                 void=config.ignore_index,
             )
@@ -51,8 +51,8 @@ def draw_tiles(
     return tiles
 
 
-def _voided(labels: Array, config: DatasetConfig) -> Array:
-    """Labels with the data folder's id for unknown pixels where a model has its own for no-data."""
+def voided(labels: Array, config: DatasetConfig) -> Array:
+    """Give labels the data folder's id for unknown pixels where a model has its own for no-data."""
     return np.where(labels < len(config.classes), labels, np.uint8(config.ignore_index))
 
 

@@ -14,9 +14,11 @@ from typing import Any
 
 import lightning_fabric
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from hfd_edge.config import Recipe
 from hfd_edge.errors import DatasetError, RecipeError
+from hfd_edge.hfdnet.fakequant import plain_state
 from hfd_edge.hfdnet.network import HfdNet, Taps
 from hfd_edge.hfdnet.run import Run
 from hfd_edge.progress import Progress
@@ -44,6 +46,7 @@ class Plan:
         validation: Whole labelled tiles of the validation split.
         schedule: Learning rate and distillation weight by step.
         teacher: Frozen EO network; None when nothing is distilled.
+        projector_rate: Learning rate of the projectors relative to the network's.
     """
 
     run: Run
@@ -52,6 +55,7 @@ class Plan:
     validation: TileStore
     schedule: Schedule
     teacher: HfdNet | None = None
+    projector_rate: float = 1.0
 
 
 @dataclass
@@ -74,7 +78,9 @@ class Trainer:
         objective = self.plan.objective.to(memory_format=torch.channels_last)
         training = self.plan.run.recipe.training
         self.optimizer = torch.optim.AdamW(
-            _parameter_groups(objective, training.weight_decay), lr=training.learning_rate, fused=True
+            _parameter_groups(objective, training.weight_decay, projector_rate=self.plan.projector_rate),
+            lr=training.learning_rate,
+            fused=True,
         )
         self._model, self._fabric_optimizer = self.fabric.setup(objective, self.optimizer)
         if self.plan.teacher is not None:
@@ -141,7 +147,7 @@ class Trainer:
         torch.manual_seed(_step_seed(self.plan.run.recipe.training.seed, step))
         batch = self.fabric.to_device(batch)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.plan.schedule.rate(step)
+            group["lr"] = self.plan.schedule.rate(step) * group["relative_rate"]
         pixels = batch.sar if self.plan.run.info.kind == "student" else batch.eo
         losses = self._model(
             pixels, batch.label, self._teach(batch), batch.valid, self.plan.schedule.distillation(step)
@@ -182,7 +188,7 @@ class Trainer:
         rate = (step - first) * self.plan.batches.batch / max(spent, 1e-9)
         epoch = (step - 1) // length
         score = f" mIoU {self.state.history[-1]['miou']:.3f}" if self.state.history else ""
-        text = f"{self.plan.run.info.kind} epoch {epoch + 1}/{self.plan.run.recipe.training.epochs}"
+        text = f"{self.plan.run.info.kind} epoch {epoch + 1}/{total // length}"
         self.progress(
             step, total, f"{text} loss {loss / (step - epoch * length):.3f}{score} {rate:.0f} img/s"
         )
@@ -207,7 +213,7 @@ class Trainer:
         sums.zero_()
         if self.state.best is None or scores["miou"] > self.state.best["miou"]:
             self.state.best = {"epoch": epoch, **scores}
-            weights = self.plan.objective.network.state_dict()
+            weights = plain_state(self.plan.objective.network.state_dict())
             self._best = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
 
     def _check_learned(self) -> None:
@@ -223,11 +229,10 @@ class Trainer:
         training = self.plan.run.recipe.training
         # Evaluation keeps no activations, so four times a training batch fits.
         scorer = Scorer(self.plan.validation, self.device, 4 * training.batch * training.crop_px**2)
-        network = self.plan.objective.network
-        network.eval()
+        self._model.eval()
         with self.fabric.autocast():
-            scores = scorer(network, text="validation").scores()
-        network.train()
+            scores = scorer(self.plan.objective.network, text="validation").scores()
+        self._model.train()
         if scores["pixels"] == 0:
             raise DatasetError(
                 f"No validation pixel of {self.plan.validation.folder.root} has a label, so no epoch can be "
@@ -320,13 +325,15 @@ def freeze(network: HfdNet) -> HfdNet:
 
 
 def identity_of(run: Run) -> str:
-    """Hash of what a checkpoint must agree with: recipe, data, teacher; hex."""
+    """Hash of what a checkpoint must agree with: recipe, data, teacher, where QAT started; hex."""
     content = {
         "kind": run.info.kind,
-        "recipe": run.recipe.model_dump(mode="json"),
+        "recipe": training_keys(run.recipe, qat=run.info.qat_sha256 is not None),
         "data": run.info.data_sha256,
         "teacher": run.info.teacher_sha256,
     }
+    if run.info.qat_sha256 is not None:
+        content["qat"] = run.info.qat_sha256
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -337,11 +344,23 @@ def device_name(device: torch.device) -> str:
     return f"CPU, {torch.get_num_threads()} threads"
 
 
-def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def training_keys(recipe: Recipe, *, qat: bool) -> dict[str, Any]:
+    """The recipe as plain values; without what only quantisation-aware training reads, unless `qat`."""
+    return recipe.model_dump(mode="json", exclude=None if qat else {"qat"})
+
+
+def _parameter_groups(
+    objective: Objective, weight_decay: float, *, projector_rate: float
+) -> list[dict[str, Any]]:
     """Decay convolution kernels only: biases and normalisation have no scale to keep small."""
-    kernels = [weight for weight in module.parameters() if weight.ndim > 1]
-    others = [weight for weight in module.parameters() if weight.ndim <= 1]
-    return [{"params": kernels, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = []
+    for part, rate in ((objective.network, 1.0), (objective.hfdm, projector_rate)):
+        weights = [] if part is None else list(part.parameters())
+        kernels = [weight for weight in weights if weight.ndim > 1]
+        others = [weight for weight in weights if weight.ndim <= 1]
+        groups.append({"params": kernels, "weight_decay": weight_decay, "relative_rate": rate})
+        groups.append({"params": others, "weight_decay": 0.0, "relative_rate": rate})
+    return [group for group in groups if group["params"]]
 
 
 def _step_seed(seed: int, step: int) -> int:

@@ -40,6 +40,7 @@ class Objective(nn.Module):
     Attributes:
         network: The network in training.
         hfdm: Its projectors, None when no term compares feature maps.
+        frozen_norms: The network's batch normalisation keeps its statistics, in training mode, too.
     """
 
     def __init__(
@@ -49,12 +50,23 @@ class Objective(nn.Module):
         ignore_index: int,
         distillation: Distillation = Distillation(),
         hfdm: Hfdm | None = None,
+        frozen_norms: bool = False,
     ) -> None:
         super().__init__()
+        self.frozen_norms = frozen_norms
         self.network = network
         self.hfdm = hfdm
         self._ignore_index = ignore_index
         self._distillation = distillation
+
+    def train(self, mode: bool = True) -> Objective:
+        """As of any module, but for the normalisation that is frozen."""
+        super().train(mode)
+        if self.frozen_norms:
+            for module in self.network.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
 
     @property
     def terms(self) -> Sequence[str]:

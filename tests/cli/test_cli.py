@@ -19,6 +19,7 @@ COMMANDS = [
         [name]
         for name in "demo simulate data train evaluate export quantize build predict inspect doctor".split()
     ],
+    *(["calibrate", name] for name in ("cache", "read")),
     ["data", "convert"],
     ["data", "check"],
     ["train", "teacher"],

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hfd_edge.datasets.check import check_folder
 from hfd_edge.datasets.convert import convert
 from hfd_edge.datasets.folder import PairFolder
 from hfd_edge.errors import DatasetError, StorageError
@@ -61,7 +62,7 @@ def test_authors_own_distribution(tmp_path: Path) -> None:
     assert pair.eo is not None
     assert pair.eo.read_bytes() == (src / "OmbriaS2/test/AFTER/S2_after_0026.png").read_bytes()
     assert set(np.unique(folder.load_label(pair))) == {0, 1}
-    assert folder.check() == ()
+    assert check_folder(folder).findings == ()
     assert reports[-1][:2] == (29, 29)
     convert("ombria", src, tmp_path / "again")
     assert PairFolder.open(tmp_path / "again").sha256 == folder.sha256
@@ -75,7 +76,7 @@ def test_given_labels_and_splits_are_kept(tmp_path: Path) -> None:
         folder = PairFolder.open(dst, scheme=scheme)
         for split, names in splits.items():
             assert [pair.name for pair in folder.pairs(split)] == sorted(names)
-        assert folder.check() == ()
+        assert check_folder(folder).findings == ()
     name = splits["test"][0]
     assert (dst / "label" / f"{name}.png").read_bytes() == (src / "label" / f"{name}.png").read_bytes()
     number = name[-4:]
@@ -155,7 +156,7 @@ def test_real_data(shared_data: Path, tmp_path: Path) -> None:
     for scheme, counts in (("spatial", (270, 40, 80)), ("event", (277, 43, 70))):
         folder = PairFolder.open(tmp_path / "ombria", scheme=scheme)
         assert tuple(len(folder.pairs(split)) for split in ("train", "val", "test")) == counts
-    assert folder.check() == ()
+    assert check_folder(folder).findings == ()
     shares: Counter[int] = Counter()
     for split in folder.splits:
         for pair in folder.pairs(split):

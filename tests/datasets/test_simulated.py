@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hfd_edge.datasets.check import check_folder
 from hfd_edge.datasets.folder import PairFolder
 from hfd_edge.datasets.simulated import dataset_config, write_dataset, write_scene
 from hfd_edge.datasets.statistics import eo_statistics, fit_preprocessing
@@ -26,7 +27,7 @@ def test_folder_is_complete_and_without_fault(tmp_path: Path) -> None:
     assert folder.config.sar.looks == 3.0 and folder.config.sar.bands == ("vv", "vh")
     assert folder.config.classes == CLASSES
     assert [len(folder.pairs(split)) for split in ("train", "val", "test")] == [3, 1, 1]
-    assert folder.check() == ()
+    assert check_folder(folder).of("fault") == ()
     for pair in folder.pairs("train"):
         assert folder.load_sar(pair).shape == (2, 48, 48)
         assert folder.load_eo(pair).shape == (3, 48, 48)

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from hfd_edge.bundle import Bundle
-from hfd_edge.deploy.build import build, check_engine
-from hfd_edge.deploy.engine import build_options, compiler_version, engine_key
+from hfd_edge.deploy.build import build
+from hfd_edge.deploy.compiler import Arithmetic
+from hfd_edge.deploy.engine import build_options, compiler_version
 from hfd_edge.deploy.precision import to_fp16
 from hfd_edge.deploy.targets import load_target
+from hfd_edge.engine_record import check_engine, engine_key
 from hfd_edge.errors import BundleError, EngineError, StorageError
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX has wheels for x86-64 only")
@@ -40,7 +42,7 @@ def test_the_sidecar_describes_the_engine(bundle: Bundle, mini_onnx: Path) -> No
         flavour="tensorrt_rtx",
         version=compiler_version(),
         compute_capabilities=(89,),
-        options=build_options(ADA),
+        options=build_options(ADA, Arithmetic("fp32")),
     )
     assert sidecar["onnx_sha256"] == onnx_sha256
     assert sidecar["bytes"] == len(content)

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
-from hfd_edge.deploy.calibration import METHODS, Histogram, amax_entropy, amax_max, amax_mse, collect
+from hfd_edge.deploy.calibration import (
+    METHODS,
+    Histogram,
+    amax_entropy,
+    amax_max,
+    amax_mse,
+    amax_percentile,
+    collect,
+    float_tensors,
+)
+from hfd_edge.deploy.graph import load, session
 from hfd_edge.errors import ExportError
 
 from .conftest import make_tiles
@@ -20,14 +33,54 @@ def histogram_of(*parts: np.ndarray) -> Histogram:
     return histogram
 
 
-def test_counts_match_numpy() -> None:
-    values = np.random.default_rng(0).normal(size=(3, 50, 70)).astype(np.float32)
+def bins_of(values: np.ndarray, limit: float) -> np.ndarray:
+    """NumPy's counts for the same float32 arithmetic, zeros left out."""
+    magnitude = np.abs(values.astype(np.float32)).ravel()
+    codes = np.minimum((magnitude * np.float32(2048 / limit)).astype(np.int64), 2047)
+    return np.bincount(codes[magnitude > 0], minlength=2048)
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 50, 70), (1,), (2, 1, 1), (7, 300, 301)], ids=["small", "one", "two", "several blocks"]
+)
+def test_counts_are_exactly_those_of_numpy(shape: tuple[int, ...]) -> None:
+    values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    values[values < -0.5] = 0  # many exact zeros, and a largest value that is negative or positive
     histogram = histogram_of(values)
-    expected, _ = np.histogram(np.abs(values), bins=2048, range=(0, histogram.limit))
-    assert histogram.limit == histogram.largest == pytest.approx(float(np.abs(values).max()))
-    assert histogram.counts.sum() == values.size
+    assert histogram.limit == histogram.largest == float(np.abs(values).max())
+    np.testing.assert_array_equal(histogram.counts, bins_of(values, histogram.limit))
+    expected, _ = np.histogram(np.abs(values[values != 0]), bins=2048, range=(0, histogram.limit))
     # A value on the border of two bins may fall into either: float32 rounds there.
-    assert np.abs(histogram.counts - expected).sum() <= 10
+    assert np.abs(histogram.counts - expected).sum() <= 1e-4 * values.size + 2
+
+
+@pytest.mark.parametrize("kind", ["float64", "reversed", "transposed", "empty axis"])
+def test_any_memory_layout_counts_the_same(kind: str) -> None:
+    values = np.random.default_rng(7).laplace(size=(40, 30)).astype(np.float32)
+    shown = {
+        "float64": values.astype(np.float64),
+        "reversed": values[::-1, ::-1],
+        "transposed": values.T,
+        "empty axis": values[:, None, :],
+    }[kind]
+    np.testing.assert_array_equal(histogram_of(shown).counts, histogram_of(values).counts)
+
+
+def test_counts_beyond_the_float32_of_opencv_stay_exact() -> None:
+    histogram = histogram_of(np.array([4.0]))
+    values = np.full((1 << 24) + 3, 1.0, np.float32)
+    histogram.add(values)
+    assert histogram.counts[512] == values.size
+    assert histogram.counts.sum() == values.size + 1
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-20, 1e30])
+def test_tiny_and_huge_values(scale: float) -> None:
+    with np.errstate(over="raise", invalid="raise"):
+        histogram = histogram_of(np.array([0.0, 0.5, -1.0], np.float32) * np.float32(scale))
+    assert histogram.counts.sum() == 2
+    for method in METHODS.values():
+        assert 0 < method(histogram) <= histogram.largest == pytest.approx(scale, rel=1e-6)
 
 
 def test_a_wider_range_merges_bins_and_loses_nothing() -> None:
@@ -73,6 +126,23 @@ def test_a_speckle_tail_is_clipped_by_entropy_and_mse() -> None:
     assert 2.0 < amax_entropy(histogram) < 20.0
     # Rounding costs 200000 (a/127)^2 / 12, clipping (40-a)^2 + (55-a)^2: least at a = 31.3.
     assert amax_mse(histogram) == pytest.approx(31.3, rel=0.03)
+
+
+def test_percentile_against_numpy() -> None:
+    values = np.random.default_rng(6).laplace(size=400_000)
+    values[::2] = 0
+    histogram = histogram_of(values[:100_000], values[100_000:])
+    expected = np.percentile(np.abs(values[values != 0]), 99.99)
+    assert amax_percentile(histogram) == pytest.approx(expected, abs=histogram.limit / 2048)
+    # One value in 10,000 is cut off, and one alone is not.
+    assert amax_percentile(histogram_of(np.append(np.ones(20_001), 9.0))) == pytest.approx(1, abs=0.01)
+    assert amax_percentile(histogram_of(np.append(np.ones(2000), 9.0))) > 8
+
+
+def test_mse_clips_a_far_outlier() -> None:
+    values = np.append(np.random.default_rng(8).uniform(-2, 2, 1_000_000), 20.0)
+    # Rounding costs 1000000 (a/127)^2 / 12, clipping (20-a)^2: least at a = 3.24.
+    assert amax_mse(histogram_of(values)) == pytest.approx(3.24, rel=0.05)
 
 
 def test_a_flat_distribution_is_hardly_clipped() -> None:
@@ -124,3 +194,90 @@ def test_collect_names_what_is_wrong(mini_onnx: Path) -> None:
         collect(mini_onnx, ["nothing"], make_tiles(1))
     with pytest.raises(ExportError, match=r"Calibration tile 0 of shape \(2, 32, 32\) does not run"):
         collect(mini_onnx, ["logits"], make_tiles(1, tile=32))
+
+
+def test_tiles_may_be_any_iterable_with_a_length(mini_onnx: Path) -> None:
+    class Lazy:
+        def __init__(self) -> None:
+            self.given = 0
+
+        def __len__(self) -> int:
+            return 3
+
+        def __iter__(self) -> Iterator[np.ndarray]:
+            for tile in make_tiles(3):
+                self.given += 1
+                yield tile
+
+    lazy, given = Lazy(), []
+    found = collect(
+        mini_onnx, ["sar", "logits"], lazy, progress=lambda done, total, text: given.append(lazy.given)
+    )
+    assert given == [1, 2, 3]  # one tile at a time, never ahead
+    whole = collect(mini_onnx, ["sar", "logits"], make_tiles(3))
+    for name, histogram in whole.items():
+        np.testing.assert_array_equal(found[name].counts, histogram.counts)
+
+
+def tensors_of(path: Path, pixels: np.ndarray, *, flow: float) -> dict[str, np.ndarray]:
+    """Every inner tensor of a model whose flow heads are scaled."""
+    model = load(path)
+    for weight in model.graph.initializer:
+        if "flow" in weight.name:
+            weight.CopyFrom(numpy_helper.from_array(flow * numpy_helper.to_array(weight), weight.name))
+    computed = [name for node in model.graph.node for name in node.output if name]
+    model.graph.output.extend(
+        onnx.helper.make_empty_tensor_value_info(name) for name in computed if name != "logits"
+    )
+    return dict(zip(computed, session(model).run(computed, {"sar": pixels}), strict=True))
+
+
+@pytest.mark.parametrize("form", ["mini_onnx", "gather_onnx"])
+def test_float_tensors_are_those_that_depend_on_the_pixels(form: str, request: pytest.FixtureRequest) -> None:
+    """Run on other pixels: the float tensors that differ are named, and no others."""
+    path = request.getfixturevalue(form)
+    named = float_tensors(path)
+    differing, tile = {"sar"}, make_tiles(1, seed=4)
+    for flow in (1, 40):  # short flows move within a pixel, long ones to other pixels
+        first, second = (tensors_of(path, pixels, flow=flow) for pixels in (tile, -30 * tile))
+        differing |= {
+            name
+            for name, values in first.items()
+            if values.dtype == np.float32 and not np.array_equal(values, second[name])
+        }
+    assert set(named) == differing
+    assert list(named) == ["sar", *(name for name in first if name in differing)]  # in the graph's order
+    assert set(collect(path, named, make_tiles(1))) == set(named)
+
+
+def test_float_tensors_of_a_model_in_memory(mini_onnx: Path) -> None:
+    model = load(mini_onnx)
+    before = model.SerializeToString()
+    assert float_tensors(model) == float_tensors(mini_onnx)
+    assert model.SerializeToString() == before
+
+
+def test_float_tensors_leave_out_what_depends_on_the_shape_alone() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17]>
+    g (float[batch,1,8,8] sar) => (float[batch,1,8,8] logits) {
+      size = Shape(sar)
+      scale = Cast<to=1>(size)
+      one = Constant<value_float=0.5>()
+      odd = Mul(scale, one)
+      top = ReduceMax(odd)
+      inner = Mul(sar, top)
+      whole = Cast<to=7>(inner)
+      back = Cast<to=1>(whole)
+      logits = Add(inner, back)
+    }"""
+    assert float_tensors(onnx.parser.parse_model(text)) == ("sar", "inner", "back", "logits")
+
+
+def test_a_model_whose_types_are_unknown() -> None:
+    text = """<ir_version: 8, opset_import: ["": 17, "custom": 1]>
+    g (float[1,1,8,8] sar) => (float[1,1,8,8] logits) {
+      inner = custom.Mystery(sar)
+      logits = Relu(inner)
+    }"""
+    with pytest.raises(ExportError, match=r"type of inner, which node .*\(Mystery\) computes, cannot be"):
+        float_tensors(onnx.parser.parse_model(text))

@@ -14,6 +14,8 @@ from hfd_edge.config import DeployRecipe, EoInput, NetworkRecipe, Recipe
 from hfd_edge.datasets.folder import PairFolder
 from hfd_edge.deploy import export as room
 from hfd_edge.deploy.export import export_run
+from hfd_edge.deploy.graph import load, session
+from hfd_edge.deploy.opset import lower_opset
 from hfd_edge.errors import CheckpointError, DatasetError, ExportError, StorageError
 from hfd_edge.hfdnet.network import perturb_flow
 from hfd_edge.hfdnet.run import Run, RunInfo
@@ -160,3 +162,25 @@ def test_data_of_other_classes(run: Path, data: Path, tmp_path: Path) -> None:
         (tmp_path / "dataset.toml").write_text(text.replace(old, new))
         with pytest.raises(DatasetError, match=f"has {what} .*but the run was trained for"):
             export_run(run, tmp_path / "b.hfd", folder=PairFolder.open(tmp_path))
+
+
+def test_the_same_weights_with_another_warp(run: Path, exported: Bundle, tmp_path: Path) -> None:
+    """For TensorRT before 8.5: no GridSample, the same numbers, an opset that it reads."""
+    gather = export_run(run, tmp_path / "nano.hfd", warp="gather")
+    metrics = gather.manifest.metrics["fp32"]
+    assert (metrics["warp"], exported.manifest.metrics["fp32"]["warp"]) == ("gather", "grid_sample")
+    assert metrics["onnx_difference"] < 1e-4
+    # What trained the weights is still told as it was.
+    assert gather.manifest.provenance.recipe == exported.manifest.provenance.recipe
+    model, other = load(gather.model("fp32")), load(exported.model("fp32"))
+    assert "GridSample" not in {node.op_type for node in model.graph.node}
+    pixels = np.random.default_rng(0).normal(size=(2, 2, TILE, TILE)).astype(np.float32)
+    found = session(lower_opset(model, 13)).run(None, {"sar": pixels})[0]
+    expected = session(other).run(None, {"sar": pixels})[0]
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.ptp(expected))
+
+
+def test_an_unknown_warp(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="Warp is 'bicubic', expected one of: grid_sample, gather"):
+        export_run(run, tmp_path / "b.hfd", warp="bicubic")
+    assert not (tmp_path / "b.hfd").exists()

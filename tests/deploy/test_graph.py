@@ -6,9 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
-from hfd_edge.deploy.graph import high_precision_nodes, load, quantizers, replace_initializers, session
+from hfd_edge.deploy.graph import (
+    high_precision_nodes,
+    kept_reasons,
+    load,
+    quantizers,
+    replace_initializers,
+    session,
+)
 from hfd_edge.errors import ExportError
 
 
@@ -91,3 +99,34 @@ def test_onnx_runtime_names_its_reason(tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"not a model")
     with pytest.raises(ExportError, match="ONNX Runtime cannot open the model: .*rotobuf"):
         session(tmp_path / "bad.onnx")
+
+
+def test_onnx_runtime_must_not_quantise_biases(mini_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # In models with FP16 scales (preset s, ONNX Runtime 1.32) that pass turned a bias of 3.7 into -81375.
+    real, seen = onnxruntime.InferenceSession, []
+
+    def spy(*arguments: object, **options: object) -> object:
+        seen.append(options["disabled_optimizers"])
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
+    session(mini_onnx)
+    assert seen == [["WeightBiasQuantization"]]
+
+
+def test_replacing_a_scalar_keeps_it_one(mini_onnx: Path) -> None:
+    model = load(mini_onnx)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(1.0, np.float32), "scale"))
+    replace_initializers(model, {"scale": np.asarray(2.0)})
+    assert list(model.graph.initializer[-1].dims) == []
+
+
+def test_every_kept_node_has_its_reason(mini_onnx: Path, gather_onnx: Path) -> None:
+    for path in (mini_onnx, gather_onnx):
+        reasons = {name: text.split(":")[0] for name, text in kept_reasons(load(path)).items()}
+        assert tuple(reasons) == high_precision_nodes(load(path))
+        assert reasons["align.flow_head"] == "flow head"
+        assert reasons["classifier"] == "classifier"
+        warps = {reasons[name] for name in reasons if "GridSample" in name or "GatherElements" in name}
+        assert warps == {"warp"}
+        assert reasons["align/Mul"] == "warp grid"

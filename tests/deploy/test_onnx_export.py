@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hfd_edge.deploy.graph import session
-from hfd_edge.deploy.onnx_export import OPSET, check_parity, export_network
+from hfd_edge.deploy.onnx_export import OPSET, check_parity, export_network, fold_constants
 from hfd_edge.errors import ExportError, MissingExtraError, StorageError
 from hfd_edge.raster.logits import labels_from_logits
 
@@ -135,3 +135,41 @@ def test_a_missing_extra(mini: Mini, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_nothing_is_printed(mini: Mini, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     export_network(mini, tmp_path / "m.onnx", **SHAPE)
     assert capfd.readouterr().out == ""
+
+
+def test_constants_are_folded_and_equal_ones_shared() -> None:
+    """Two grids as the exporter leaves them: float64 parts, joined and cast at run time."""
+    helper, to_array = onnx.helper, onnx.numpy_helper.to_array
+    half = np.arange(6, dtype=np.float64).reshape(2, 3) / 7
+    nodes = []
+    for grid in "ab":
+        nodes += [
+            helper.make_node("Unsqueeze", ["half", "axis"], [f"{grid}1"]),
+            helper.make_node("Concat", [f"{grid}1", f"{grid}1"], [f"{grid}2"], axis=0),
+            helper.make_node("Cast", [f"{grid}2"], [f"{grid}3"], to=onnx.TensorProto.FLOAT),
+        ]
+    nodes += [
+        helper.make_node("Add", ["x", "a3"], ["sum"]),
+        helper.make_node("Mul", ["sum", "b3"], ["y"]),
+        helper.make_node("Cast", ["half"], ["z"], to=onnx.TensorProto.FLOAT),
+    ]
+    shapes = {"x": [2, 2, 3], "y": [2, 2, 3], "z": [2, 3]}
+    values = {name: helper.make_tensor_value_info(name, 1, shape) for name, shape in shapes.items()}
+    constants = [
+        onnx.numpy_helper.from_array(half, "half"),
+        onnx.numpy_helper.from_array(np.array([0]), "axis"),
+    ]
+    graph = helper.make_graph(nodes, "g", [values["x"]], [values["y"], values["z"]], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+    x = np.ones((2, 2, 3), np.float32)
+    expected = session(model).run(None, {"x": x})
+    fold_constants(model)
+    onnx.checker.check_model(model, full_check=True)
+    # The second Cast is an output of the model and stays; the grid is there once.
+    assert [node.op_type for node in model.graph.node] == ["Add", "Mul", "Cast"]
+    assert {item.name: to_array(item).dtype for item in model.graph.initializer} == {
+        "half": np.float64,
+        "a3": np.float32,
+    }
+    for found, value in zip(session(model).run(None, {"x": x}), expected, strict=True):
+        np.testing.assert_array_equal(found, value)

@@ -1,4 +1,4 @@
-"""Target profiles: the shipped ones are sound, and mistakes are named."""
+"""Target profiles: the shipped ones agree with the published facts, and mistakes are named."""
 
 from __future__ import annotations
 
@@ -15,37 +15,119 @@ GOOD: dict[str, Any] = {
     "name": "lab",
     "flavour": "tensorrt_rtx",
     "compute_capabilities": (89,),
-    "precisions": ("fp16",),
+    "precisions": ("fp16", "int8"),
     "default_precision": "fp16",
 }
+ORIN: dict[str, Any] = {**GOOD, "flavour": "tensorrt", "tensorrt": "10.3.0", "compute_capabilities": (87,)}
+
+# NVIDIA's release notes of each JetPack: TensorRT, CUDA, Python, compute capabilities of its boards.
+JETPACK = {
+    "4.6": ("8.2.1", "10.2", "3.6", {53, 62, 72}),
+    "5.1": ("8.5.2", "11.4", "3.8", {72, 87}),
+    "6.0": ("8.6.2", "12.2", "3.10", {87}),
+    "6.2": ("10.3.0", "12.6", "3.10", {87}),
+    "7.0": ("10.13.3", "13.0", "3.12", {110}),
+    "7.2": ("10.16.2", "13.2", "3.12", {87, 110}),
+}
+# onnx-tensorrt's operator list of each release; from 10.0 on a lower bound.
+OPSET = {(8, 2): 13, (8, 5): 17, (8, 6): 17, (10, 3): 20, (10, 13): 20, (10, 16): 20, (11, 4): 25}
+# DLA cores and compute capability of the modules, from their data sheets.
+BOARDS = {
+    "nano": (53, 0),
+    "tx2": (62, 0),
+    "xavier-nx": (72, 2),
+    "xavier-agx": (72, 2),
+    "orin-nano-4gb": (87, 0),
+    "orin-nano": (87, 0),
+    "orin-nx-8gb": (87, 1),
+    "orin-nx": (87, 2),
+    "orin-agx": (87, 2),
+    "thor": (110, 0),
+}
+TARGETS = [load_target(name) for name in list_targets()]
+JETSONS = [target for target in TARGETS if target.jetson]
 
 
-@pytest.mark.parametrize("name", list_targets())
-def test_shipped_profiles(name: str) -> None:
-    target = load_target(name)
-    assert target.name == name
-    assert target.description
-    assert target.source
-    assert set(target.compute_capabilities) <= {75, 80, 86, 89, 120, 121}
+def every(targets: list[Target]) -> Any:
+    return pytest.mark.parametrize("target", targets, ids=lambda target: target.name)
+
+
+def test_every_kind_of_device_has_a_profile() -> None:
+    names = set(list_targets())
+    orins = {board for board in BOARDS if board.startswith("orin")}
+    assert {f"{board}-jp{pack}" for board in orins for pack in (51, 60, 62, 72)} <= names
+    assert {"nano-jp46", "tx2-jp46", "xavier-nx-jp51", "xavier-agx-jp51", "thor-jp70", "thor-jp72"} <= names
+    assert {"tensorrt-t4", "tensorrt-a100", "tensorrt-a10", "tensorrt-l4", "tensorrt-h100"} <= names
+    assert {"desktop-rtx", "desktop-torch-tensorrt"} <= names
+
+
+@every(TARGETS)
+def test_what_all_profiles_have(target: Target) -> None:
+    assert target.name in list_targets()
+    assert target.description and target.source
+    assert "run" in target.source.rsplit(";", 1)[-1]  # every profile says whether it was run
+    assert target.workspace_mb <= target.memory_mb
+    assert target.shared_memory == target.jetson
+    assert set(target.precisions) == (
+        {"fp32", "fp16"} if target.int8 == "none" else {"fp32", "fp16", "int8", "int8_fp16"}
+    )
+
+
+@every(JETSONS)
+def test_jetsons_agree_with_their_jetpack(target: Target) -> None:
+    board, suffix = target.name.split("-jp", 1)
+    assert target.jetpack is not None and suffix.startswith(target.jetpack.replace(".", ""))
+    tensorrt, cuda, python, capabilities = JETPACK[target.jetpack]
+    assert target.tensorrt == ("11.4.1" if suffix.endswith("-trt11") else tensorrt)
+    assert (target.cuda, target.python) == (cuda, python)
+    capability, cores = BOARDS[board]
+    assert target.compute_capabilities == (capability,) and capability in capabilities
+    # TensorRT's DLA guide: 10.7 was the last of the 10 series with DLA, 11.4.1 has it again.
+    version = target.tensorrt_version
+    assert version is not None
+    assert target.dla_cores == (0 if (10, 7, 99) < version < (11, 4, 1) else cores)
+
+
+@every([target for target in TARGETS if target.flavour == "tensorrt"])
+def test_opset_and_int8_fit_the_tensorrt(target: Target) -> None:
+    version = target.tensorrt_version
+    assert version is not None
+    assert target.opset_max == OPSET[version[:2]]
+    assert target.grid_sample == (version[:2] != (8, 2))
+    assert target.strongly_typed == (version[0] >= 10)
+    if version[0] >= 11 or (version[0] == 10 and not target.dla_cores):
+        assert target.int8 == "qdq"
+    elif set(target.compute_capabilities) <= {53, 62}:
+        assert (target.int8, target.default_precision) == ("none", "fp16")
+    else:
+        assert target.int8 == "cache"
+    if target.int8 != "none":
+        assert target.default_precision == "int8_fp16"
 
 
 def test_the_desktop_profile_covers_every_generation() -> None:
-    assert "desktop-rtx" in list_targets()
-    desktop = set(load_target("desktop-rtx").compute_capabilities)
-    assert desktop == {75, 80, 86, 89, 120, 121}
-    generations = [
-        set(load_target(name).compute_capabilities) for name in list_targets() if name.startswith("rtx-")
-    ]
-    assert set().union(*generations) == desktop
-    assert sum(len(part) for part in generations) == len(desktop)
-    assert load_target("desktop-rtx").default_precision == "fp16"
+    desktop = load_target("desktop-rtx")
+    parts = [load_target(name) for name in list_targets() if name.startswith("rtx-")]
+    capabilities = set(desktop.compute_capabilities)
+    assert capabilities == {75, 80, 86, 89, 120, 121}
+    assert set().union(*(part.compute_capabilities for part in parts)) == capabilities
+    assert sum(len(part.compute_capabilities) for part in parts) == len(capabilities)
+    assert desktop.memory_mb == min(part.memory_mb for part in parts)
+    assert {part.default_precision for part in (desktop, *parts)} == {"fp16"}
+    assert {part.tensorrt_version for part in (desktop, *parts)} == {None}
+    assert desktop.grid_sample and desktop.strongly_typed and not desktop.jetson
 
 
 def test_an_unknown_name() -> None:
-    with pytest.raises(EngineError, match=r"no target 'orin'. Choose one of: desktop-rtx, rtx-ada"):
-        load_target("orin")
-    with pytest.raises(EngineError, match="no target '../pyproject'"):
-        load_target("../pyproject")
+    with pytest.raises(
+        EngineError, match=r"no target 'thor'. Choose one of: thor-jp70, thor-jp72, thor-jp72-"
+    ):
+        load_target("thor")
+    with pytest.raises(EngineError, match=r"no target 'rtx-adda'. Choose one of: rtx-ada"):
+        load_target("rtx-adda")
+    for other in ("../pyproject", ""):
+        with pytest.raises(EngineError, match=r"Choose one of: desktop-rtx, .* the path of a TOML file"):
+            load_target(other)
 
 
 def test_a_profile_of_ones_own(tmp_path: Path) -> None:
@@ -56,23 +138,41 @@ def test_a_profile_of_ones_own(tmp_path: Path) -> None:
     )
     target = load_target(str(path))
     assert target.batch == Batch(min=1, opt=2, max=4)
+    assert (target.int8, target.dla_cores, target.tensorrt) == ("qdq", 0, None)
     path.write_text(path.read_text() + "speed = 3\n")
     with pytest.raises(RecipeError, match="speed: Extra inputs are not permitted"):
         load_target(str(path))
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("base", "changes", "message"),
     [
-        ({"default_precision": "int8"}, "default_precision int8 is not one of precisions"),
-        ({"compute_capabilities": (89, 89)}, "names one twice"),
-        ({"compute_capabilities": ()}, "at least 1 item"),
-        ({"batch": {"min": 2, "opt": 1, "max": 4}}, "needs min <= opt <= max, got 2, 1, 4"),
-        ({"flavour": "tensorrt"}, "tensorrt_rtx"),
-        ({"name": "a/b"}, "pattern"),
-        ({"workspace_mb": 0}, "greater than 0"),
+        (GOOD, {"default_precision": "int8_fp16"}, "default_precision int8_fp16 is not one of precisions"),
+        (GOOD, {"compute_capabilities": (89, 89)}, "names one twice"),
+        (GOOD, {"compute_capabilities": ()}, "at least 1 item"),
+        (GOOD, {"batch": {"min": 2, "opt": 1, "max": 4}}, "needs min <= opt <= max, got 2, 1, 4"),
+        (GOOD, {"flavour": "openvino"}, "tensorrt_rtx"),
+        (GOOD, {"flavour": "tensorrt"}, "flavour tensorrt needs key 'tensorrt'"),
+        (GOOD, {"tensorrt": "10.3.0"}, "flavour tensorrt_rtx takes no key 'tensorrt'"),
+        (GOOD, {"name": "a/b"}, "pattern"),
+        (GOOD, {"workspace_mb": 0}, "greater than 0"),
+        (GOOD, {"workspace_mb": 9000}, "workspace_mb 9000 exceeds memory_mb 4096"),
+        (GOOD, {"int8": "none"}, 'int8 is "none", but precisions are'),
+        (GOOD, {"int8": "cache"}, 'needs a TensorRT before 11, got tensorrt_rtx; use "qdq"'),
+        (ORIN, {"tensorrt": "10.3"}, "pattern"),
+        (ORIN, {"opset_max": 9}, "greater than or equal to 13"),
+        (ORIN, {"int8": "qdq", "precisions": ("fp16",)}, 'int8 is "qdq", but precisions are'),
+        (ORIN, {"tensorrt": "11.4.1", "int8": "cache"}, "needs a TensorRT before 11, got 11.4.1"),
+        (ORIN, {"dla_cores": 2}, "a DLA takes no Q/DQ nodes with TensorRT 10.3.0"),
+        (ORIN, {"dla_cores": 3, "int8": "cache"}, "less than or equal to 2"),
+        (
+            ORIN,
+            {"dla_cores": 2, "int8": "cache", "batch": {"min": 1, "opt": 1, "max": 4}},
+            "DLA takes no dynamic",
+        ),
     ],
 )
-def test_values_out_of_range(changes: dict[str, Any], message: str) -> None:
+def test_values_out_of_range(base: dict[str, Any], changes: dict[str, Any], message: str) -> None:
+    Target.model_validate(base)
     with pytest.raises(ValidationError, match=message):
-        Target.model_validate({**GOOD, **changes})
+        Target.model_validate({**base, **changes})

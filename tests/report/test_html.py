@@ -92,6 +92,15 @@ def test_every_picture_is_embedded_whole_and_described(report: DemoReport, tmp_p
     np.testing.assert_array_equal(np.moveaxis(decoded(sar["src"])[..., ::-1], -1, 0), report.tiles[0].sar)
 
 
+def test_a_variant_that_the_demo_never_makes_is_not_called_missing(
+    report: DemoReport, tmp_path: Path
+) -> None:
+    """Of the four variants that the demo shows, the tile lacks INT8; INT8+FP16 is none of them."""
+    page = page_of(report, tmp_path)
+    missing = [str(div.get("aria-label")) for div in page.all("div") if div.get("class") == "placeholder"]
+    assert missing == ["Labels of tile_0007 predicted by INT8: not built"]
+
+
 def test_structure(report: DemoReport, tmp_path: Path) -> None:
     page = page_of(report, tmp_path)
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]

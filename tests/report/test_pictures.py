@@ -8,9 +8,13 @@ import pytest
 
 from hfd_edge.report.pictures import (
     AGREE,
+    BROKEN,
+    CORRECTED,
+    MOVED,
     WRONG,
     difference_picture,
     eo_picture,
+    flip_picture,
     label_picture,
     png_bytes,
     sar_picture,
@@ -216,6 +220,22 @@ def test_png_refuses_what_is_no_picture(picture: np.ndarray) -> None:
         png_bytes(picture)
 
 
+def test_flips_say_who_is_right() -> None:
+    reference = np.array([[0, 0, 1, 2, 0, 255, 0, 255]], np.uint8)
+    variant = np.array([[0, 1, 0, 1, 1, 255, 255, 255]], np.uint8)
+    truth = np.array([[1, 0, 0, 0, 255, 0, 0, 255]], np.uint8)
+    picture = flip_picture(variant, reference, truth)
+    colours = [tuple(int(part) for part in picture[:, 0, column]) for column in range(8)]
+    # Both wrong alike; broken; corrected; another error; unknown truth; no data; lost to no data; no data.
+    assert colours[:5] == [AGREE, BROKEN, CORRECTED, MOVED, MOVED]
+    assert colours[6] == BROKEN
+    for column in (5, 7):
+        assert len(set(colours[column])) == 1
+        assert colours[column] not in (AGREE, BROKEN, CORRECTED, MOVED)
+    with pytest.raises(ValueError, match=r"label maps \(1, 8\), \(1, 8\) and \(1, 7\) differ in shape"):
+        flip_picture(variant, reference, truth[:, :7])
+
+
 def test_tile_pictures_score_what_was_built() -> None:
     truth = np.array([[0, 1, 1, 255]], np.uint8)
     tile = tile_pictures(
@@ -228,7 +248,7 @@ def test_tile_pictures_score_what_was_built() -> None:
     )
     assert tile.eo is None
     assert tile.accuracy == {"sar_only": pytest.approx(1 / 3), "int8": pytest.approx(2 / 3)}
-    assert list(tile.predictions) == ["sar_only", "fp32", "fp16", "int8"]
+    assert list(tile.predictions) == ["sar_only", "fp32", "fp16", "int8", "int8_fp16"]
     assert tile.predictions["fp32"] is None
     assert tile.predictions["fp16"] is None
     assert tile.errors_of == "int8"

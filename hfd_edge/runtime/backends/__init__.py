@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from hfd_edge.bundle import Bundle
 from hfd_edge.errors import BackendError
 
-_GPU_BACKENDS = ("tensorrt", "tensorrt_rtx", "torch_tensorrt")
-BACKENDS = ("auto", "onnxruntime", *_GPU_BACKENDS)
+GPU_BACKENDS = ("tensorrt", "tensorrt_rtx", "torch_tensorrt")
+BACKENDS = ("auto", "onnxruntime", *GPU_BACKENDS)
 
 # On CPUs ONNX Runtime executes quantised graphs slower than FP32 ones, and FP16 by conversion to FP32.
 _CPU_PREFERENCE = ("fp32", "fp16", "int8")
@@ -50,6 +50,14 @@ class Backend(Protocol):
         ...
 
 
+def available_backends() -> tuple[str, ...]:
+    """Backends that this version has and this machine can run, the one that others are compared with first.
+
+    Only says what is here; a backend can still refuse a variant of a bundle (`open_backend`).
+    """
+    return ("onnxruntime",)
+
+
 def open_backend(
     bundle: Bundle, *, backend: str = "auto", precision: str = "auto", threads: int | None = None
 ) -> Backend:
@@ -65,7 +73,7 @@ def open_backend(
         BackendError: the backend is unknown or not available here, or it cannot load the model.
         BundleError: the bundle has no model of this precision, or it was changed.
     """
-    if backend in _GPU_BACKENDS:
+    if backend in GPU_BACKENDS:
         raise BackendError(
             f"Backend {backend} was asked for, but the GPU runtime is not part of this version; it has "
             "onnxruntime (CPU). Pass backend='onnxruntime', or run the bundle's engine with trtexec."

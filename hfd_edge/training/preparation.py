@@ -1,0 +1,198 @@
+"""What teacher, student and quantisation-aware training need before their first step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from hfd_edge.config import Recipe
+from hfd_edge.datasets.folder import PairFolder
+from hfd_edge.datasets.layout import Pair
+from hfd_edge.errors import CheckpointError, DatasetError, RecipeError, StorageError
+from hfd_edge.hfdnet.network import MULTIPLE_PX
+from hfd_edge.hfdnet.run import RECIPE_NAME, Run, RunInfo, code_revision, now, package_versions
+from hfd_edge.training.loop import training_keys
+from hfd_edge.training.samples import Augmentation, Batches, TileStore
+from hfd_edge.training.schedule import Schedule
+
+
+def make_batches(run: Run, store: TileStore, *, eo_jitter: float) -> Batches:
+    """The run's augmented batches of a store. Raises RecipeError."""
+    training = run.recipe.training
+    if training.batch == 1 and training.crop_px == MULTIPLE_PX:
+        raise RecipeError(
+            f"training.batch is 1 and training.crop_px {MULTIPLE_PX}: the coarsest map is then a single "
+            "cell, which batch normalisation cannot standardise. Set training.batch to at least 2, or "
+            f"training.crop_px to at least {2 * MULTIPLE_PX}."
+        )
+    augmentation = Augmentation(
+        crop_px=training.crop_px,
+        flip=training.flip,
+        eo_jitter=eo_jitter,
+        sar_gain=_sar_gain(run, training.sar_gain_db),
+        ignore_index=run.info.dataset.ignore_index,
+    )
+    return Batches(store, training.batch, augmentation, training.seed)
+
+
+def _sar_gain(run: Run, gain_db: float) -> tuple[float, ...]:
+    """The gain in standardised units; none for products without radiometry, which have no dB."""
+    preprocessing = run.info.preprocessing
+    if preprocessing is None:
+        return ()
+    if not preprocessing.logarithmic:
+        return (0.0,) * preprocessing.bands
+    return tuple(gain_db / std for std in preprocessing.std)
+
+
+def make_schedule(run: Run, batches: Batches, *, ramp: float) -> Schedule:
+    """The run's schedule; a fine-tuning has a length and a peak of its own."""
+    training = run.recipe.training
+    tuning = training if run.info.qat_sha256 is None else run.recipe.qat
+    return Schedule(
+        total=tuning.epochs * batches.steps_per_epoch,
+        learning_rate=tuning.learning_rate,
+        warmup=training.warmup,
+        power=training.power,
+        ramp=ramp,
+    )
+
+
+def open_teacher(
+    teacher: Path | None, recipe: Recipe, folder: PairFolder, *, initialises: bool = True
+) -> Run | None:
+    """The teacher's run, checked against the data; None when nothing is taken from it.
+
+    Args:
+        teacher: Its folder, if one was given.
+        recipe: Of the student.
+        folder: Data.
+        initialises: The student's first weights come from where `network.init` says.
+    Raises:
+        RecipeError: it is needed and missing, or does not fit.
+        CheckpointError: it is no finished run.
+    """
+    reasons = []
+    if recipe.distill.method != "none":
+        reasons.append(f'distill.method = "{recipe.distill.method}"')
+    if initialises and recipe.network.init == "teacher":
+        reasons.append('network.init = "teacher"')
+    if not reasons:
+        return None
+    if teacher is None:
+        raise RecipeError(
+            f"The recipe has {' and '.join(reasons)}, which needs a teacher, but none was given. Give the "
+            "teacher's run folder (--teacher RUN), or train without one: --set distill.method=none and "
+            "network.init=imagenet."
+        )
+    run = Run.open(teacher)
+    if run.info.kind != "teacher":
+        raise RecipeError(
+            f"{teacher} is the run of a {run.info.kind}, not of a teacher. Give a teacher's run."
+        )
+    if run.info.classes != folder.config.classes:
+        raise RecipeError(
+            f"The teacher {teacher} knows the classes {list(run.info.classes)}, but {folder.root} has "
+            f"{list(folder.config.classes)}. Train a teacher on these classes."
+        )
+    if run.info.dataset.eo != folder.config.eo:
+        raise RecipeError(
+            f"The teacher {teacher} was trained on EO input {run.info.dataset.eo}, but {folder.root} "
+            f"declares {folder.config.eo}. Train a teacher on this input."
+        )
+    if not run.weights_path.is_file():
+        raise CheckpointError(f"The teacher {teacher} has no weights yet. Finish it with --resume.")
+    return run
+
+
+def usable(folder: PairFolder, split: str, *, eo: bool, label: bool) -> tuple[Pair, ...]:
+    """Pairs of a split that have what a training needs.
+
+    Pairs without label are left out where labels are needed. Missing EO is refused where pairs are needed
+    for distillation, because leaving them out silently would change the comparison with the SAR-only run.
+    """
+    pairs = folder.pairs(split)
+    if label:
+        pairs = tuple(pair for pair in pairs if pair.label is not None)
+    if not pairs:
+        raise DatasetError(
+            f"Split '{split}' of {folder.root} has no pair with a label. Add label/ files of the same "
+            "names as the sar/ files."
+        )
+    without = [pair.name for pair in pairs if eo and pair.eo is None]
+    if without:
+        raise DatasetError(
+            f"{len(without)} of {len(pairs)} pairs in split '{split}' of {folder.root} have no EO image, "
+            f"first '{without[0]}'. Add them, or take these pairs out of the split."
+        )
+    return pairs
+
+
+def run_info(folder: PairFolder, *, kind: Literal["teacher", "student"], **fields: Any) -> RunInfo:
+    """What is known of a run before its first step; `fields` are further ones of `RunInfo`."""
+    return RunInfo(
+        kind=kind,
+        dataset=folder.config,
+        data_sha256=folder.sha256,
+        versions=package_versions(*(["nvidia-modelopt"] if fields.get("qat_sha256") else [])),
+        commit=code_revision(),
+        created=now(),
+        **fields,
+    )
+
+
+def refuse_existing(out: Path) -> None:
+    """Raises StorageError: there is something at `out`."""
+    if out.exists():
+        raise StorageError(
+            f"{out} already exists. Choose another --out, remove it, or go on with its training by --resume."
+        )
+
+
+def reopen(
+    out: Path,
+    recipe: Recipe,
+    *,
+    kind: str,
+    data_sha256: str,
+    teacher_sha256: str | None,
+    qat_sha256: str | None = None,
+) -> Run:
+    """The run in `out`, which must be of the same recipe, data, teacher and start. Raises CheckpointError."""
+    if not out.exists():
+        raise CheckpointError(f"There is no run {out} to resume. Leave out --resume to start one.")
+    run = Run.open(out)
+    if run.info.kind != kind:
+        raise CheckpointError(
+            f"{out} is the run of a {run.info.kind}, not of a {kind}. Choose another --out."
+        )
+    qat = qat_sha256 is not None
+    changed = differences(training_keys(run.recipe, qat=qat), training_keys(recipe, qat=qat))
+    if changed:
+        raise CheckpointError(
+            f"{out} was begun with another recipe: {'; '.join(changed)}. Resume with {out / RECIPE_NAME}, or "
+            "start again in another --out."
+        )
+    for what, begun, now_seen in (
+        ("data (data_sha256)", run.info.data_sha256, data_sha256),
+        ("teacher (teacher_sha256)", run.info.teacher_sha256, teacher_sha256),
+        ("student to start from (qat_sha256)", run.info.qat_sha256, qat_sha256),
+    ):
+        if begun != now_seen:
+            raise CheckpointError(
+                f"{out} was begun with another {what}: {str(begun)[:12]} then, {str(now_seen)[:12]} now. "
+                "Restore it, or start again in another --out."
+            )
+    return run
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Keys that differ, as "section.key was 1, is 2"."""
+    found: list[str] = []
+    for key in old:
+        if isinstance(old[key], Mapping):
+            found += differences(old[key], new[key], f"{prefix}{key}.")
+        elif old[key] != new[key]:
+            found.append(f"{prefix}{key} was {old[key]!r}, is {new[key]!r}")
+    return found
