@@ -187,6 +187,7 @@ def student_plan(
         teacher=expert if distils else None,
         # A finished run keeps no projectors: new ones must learn as fast as the first did.
         projector_rate=recipe.training.learning_rate / recipe.qat.learning_rate if tunes else 1.0,
+        start_counts=tunes,
     )
 
 

@@ -47,6 +47,7 @@ class Plan:
         schedule: Learning rate and distillation weight by step.
         teacher: Frozen EO network; None when nothing is distilled.
         projector_rate: Learning rate of the projectors relative to the network's.
+        start_counts: The weights before the first step may be the best; they are epoch 0.
     """
 
     run: Run
@@ -56,6 +57,7 @@ class Plan:
     schedule: Schedule
     teacher: HfdNet | None = None
     projector_rate: float = 1.0
+    start_counts: bool = False
 
 
 @dataclass
@@ -117,8 +119,11 @@ class Trainer:
         first, total = self.state.step, self.plan.schedule.total
         every, length = self.plan.run.recipe.training.checkpoint_every, self.plan.batches.steps_per_epoch
         sums = self._sums()
-        self._model.train()
         self._mark = time.perf_counter()
+        if self.plan.start_counts and self.state.step == 0:
+            self._keep_if_best(0, self._validate())
+            self.plan.run.save_best(self._best)
+        self._model.train()
         for step, batch in prefetched(self.plan.batches, range(first, total)):
             sums += self._step(step, batch)
             self.state.step = step + 1
@@ -211,6 +216,9 @@ class Trainer:
         )
         self.state.sums = {}
         sums.zero_()
+        self._keep_if_best(epoch, scores)
+
+    def _keep_if_best(self, epoch: int, scores: dict[str, Any]) -> None:
         if self.state.best is None or scores["miou"] > self.state.best["miou"]:
             self.state.best = {"epoch": epoch, **scores}
             weights = plain_state(self.plan.objective.network.state_dict())

@@ -111,11 +111,13 @@ def test_int8_weights_take_a_third_of_the_memory(tmp_path: Path) -> None:
     export_network(network, fp32, bands=BANDS, tile_px=TILE, head="quarter")
     _quantised(fp32, tmp_path, int8="fp32", int8_fp16="fp16")
     paths = {name: tmp_path / f"model.{name}.onnx" for name in ("fp32", "int8", "int8_fp16")}
-    memory = {name: build_engine(path, target=ADA).weights_bytes for name, path in paths.items()}
-    assert memory["fp32"] is not None and memory["fp32"] > 10_000_000
-    for name in ("int8", "int8_fp16"):
-        found = memory[name]
-        assert found is not None and found <= 0.35 * memory["fp32"], memory
+    # One batch alone: with scalar scales the compiler made INT8 weights 3.4 times those of FP32 there.
+    for target in (ADA, changed(ADA, batch={"min": 1, "opt": 1, "max": 1})):
+        memory = {name: build_engine(path, target=target).weights_bytes for name, path in paths.items()}
+        assert memory["fp32"] is not None and memory["fp32"] > 10_000_000
+        for name in ("int8", "int8_fp16"):
+            found = memory[name]
+            assert found is not None and found <= 0.35 * memory["fp32"], memory
 
 
 def test_without_a_gpu_the_engine_says_why_it_was_not_inspected(mini_onnx: Path) -> None:

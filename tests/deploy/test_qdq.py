@@ -117,8 +117,8 @@ def test_every_pair_is_shared_by_its_readers(mini_placed: Placed, residual: Plac
     for placed, amax in (mini_placed, residual):
         model = int8_model(placed, amax, rest=rest)
         values = constants(model)
-        # One scale for the tensor is a scalar; a vector of one would be a scale per channel.
-        assert {values[scale].shape for scale in quantizers(model)[0].values()} == {()}
+        # TensorRT-RTX compiles scalars into several times the weights; see test_engine.
+        assert {values[scale].shape for scale in quantizers(model)[0].values()} == {(1,)}
         readers = consumers(model)
         for item in model.graph.node:
             if item.op_type == "QuantizeLinear":

@@ -83,6 +83,19 @@ def test_the_score_is_that_of_the_rounded_network(qat: Run, pairs: Path) -> None
     assert found.miou == pytest.approx(qat.metrics()["miou"], abs=2e-3)
 
 
+def test_a_fine_tuning_that_harms_keeps_the_start(runs: Path, pairs: Path, tmp_path: Path) -> None:
+    # A rate at which the network forgets all it knew, on pairs that it knows.
+    settings = recipe(qat={"learning_rate": 1.0, "epochs": 1}, distill={"method": "none"})
+    run = train_qat(PairFolder.open(pairs), settings, tmp_path / "run", start=runs / "student")
+    metrics = run.metrics()
+    assert metrics["best_epoch"] == 0
+    assert metrics["miou"] > metrics["history"][0]["miou"]
+    network = Run.open(runs / "student").network()
+    pixels = torch.randn(1, 2, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(run.network()(pixels), network(pixels), rtol=0, atol=1e-4)
+
+
 def test_norms_are_folded_and_stay_so(qat: Run) -> None:
     norms = [module for module in qat.network().modules() if isinstance(module, nn.BatchNorm2d)]
     assert len(norms) > 10
