@@ -173,7 +173,9 @@ class QatRecipe(Strict):
 
     epochs: int = Field(default=10, gt=0)
     learning_rate: float = Field(
-        default=2e-5, gt=0, description="Peak; takes training.learning_rate's place."
+        default=5e-6,
+        gt=0,
+        description="Peak; takes training.learning_rate's place. About 1 % of it, or the student drifts.",
     )
     ramp: float = Field(
         default=0.2,

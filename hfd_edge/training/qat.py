@@ -42,9 +42,9 @@ def train_qat(
 
     The student's normalisation is folded into its kernels, the ranges of its activations are measured on
     training tiles (and then fixed), and it is trained as before, teacher included, for `recipe.qat.epochs`.
-    Validation scores, and so the best epoch, are those of the rounded network. The student as it was, rounded,
-    counts as epoch 0: where fine-tuning does not help, its weights are kept. Kept are ordinary float weights,
-    which export as any student's, and the ranges, which `quantize` then uses.
+    Validation scores, and so the best epoch, are those of the rounded network. The student as it was,
+    rounded, counts as epoch 0: where fine-tuning does not help, its weights are kept. What is written are
+    ordinary float weights, which export as any student's, and the ranges, which `quantize` then uses.
 
     Args:
         folder: Data, of the classes and input that the student was trained on.

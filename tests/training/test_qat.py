@@ -89,7 +89,7 @@ def test_a_fine_tuning_that_harms_keeps_the_start(runs: Path, pairs: Path, tmp_p
     run = train_qat(PairFolder.open(pairs), settings, tmp_path / "run", start=runs / "student")
     metrics = run.metrics()
     assert metrics["best_epoch"] == 0
-    assert metrics["miou"] > metrics["history"][0]["miou"]
+    assert metrics["miou"] >= metrics["history"][0]["miou"]
     network = Run.open(runs / "student").network()
     pixels = torch.randn(1, 2, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
