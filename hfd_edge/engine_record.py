@@ -82,9 +82,10 @@ class EngineRecord:
         """The sidecar's content."""
         return json.dumps(asdict(self), indent=2, allow_nan=False) + "\n"
 
-    def rebuild(self, bundle: Path | str = "BUNDLE") -> str:
-        """The command that builds it again."""
-        return f"hfd-edge build {bundle} --target {self.target} --precision {self.precision}"
+    def rebuild(self, source: Path | str | None = None) -> str:
+        """The command that builds it again from its bundle, or from its run for torch-tensorrt."""
+        source = source or ("RUN" if self.flavour == "torch_tensorrt" else "BUNDLE")
+        return f"hfd-edge build {source} --target {self.target} --precision {self.precision}"
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,9 @@ def check_engine(path: Path | str) -> dict[str, Any]:
     return {"engine": str(path), **asdict(record)}
 
 
-def check_fits(record: EngineRecord, here: Here, *, onnx_sha256: str, bundle: Path | str = "BUNDLE") -> None:
+def check_fits(
+    record: EngineRecord, here: Here, *, onnx_sha256: str, bundle: Path | str | None = None
+) -> None:
     """Refuse an engine that was built from another model, by another compiler or for another GPU.
 
     TensorRT's own answer is a null pointer and a log line, or a crash, so this comes before it.
@@ -212,7 +215,7 @@ def check_fits(record: EngineRecord, here: Here, *, onnx_sha256: str, bundle: Pa
         )
     elif record.flavour != here.flavour:
         reason = f"was built by {record.flavour}, but {here.flavour} would load it"
-    elif record.version != here.version:
+    elif not _same_version(record.version, here.version):
         # Plans are not portable between TensorRT versions (TensorRT developer guide, version compatibility);
         # the version-compatible mode costs speed and is not used.
         reason = f"was built by {record.flavour} {record.version}, but this machine has {here.version}"
@@ -223,6 +226,11 @@ def check_fits(record: EngineRecord, here: Here, *, onnx_sha256: str, bundle: Pa
             f"Engine {record.target}-{record.precision} {reason}. "
             f"Build it for this machine with: {record.rebuild(bundle)}"
         )
+
+
+def _same_version(first: str, second: str) -> bool:
+    """Compare the numbers that both have: trtexec says 10.3.0, the Python package 10.3.0.26."""
+    return all(one == other for one, other in zip(first.split("."), second.split("."), strict=False))
 
 
 def _first(error: Exception) -> str:

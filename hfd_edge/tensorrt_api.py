@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 EXTRAS = {"tensorrt_rtx": "rtx", "tensorrt": "tensorrt"}
 """Flavours, which are Python modules, and the extras that install them."""
+_ELSEWHERE = {
+    "tensorrt_rtx": "; it has wheels for x86-64 alone",
+    "tensorrt": "; a Jetson has it from JetPack, which a virtual environment sees with: "
+    "python3 -m venv --system-site-packages",
+}
 PRODUCTS = {"tensorrt_rtx": "TensorRT-RTX", "tensorrt": "TensorRT"}
 
 
@@ -101,13 +106,15 @@ def load_tensorrt(flavour: str, *, purpose: str) -> TensorRT:
     Raises:
         MissingExtraError: it is not installed.
     """
-    module = require(flavour, extra=EXTRAS[flavour], purpose=purpose)
+    try:
+        module = require(flavour, extra=EXTRAS[flavour], purpose=purpose)
+    except MissingExtraError as error:
+        raise MissingExtraError(f"{error}{_ELSEWHERE[flavour]}") from error
     if not hasattr(module, "Builder"):
-        # tensorrt-stubs alone leaves a folder that imports as an empty namespace package.
+        # Type stubs in site-packages, or a checkout beside the script, import as a namespace package.
         raise MissingExtraError(
-            f"{purpose} needs the package '{flavour}', but only its type stubs are installed. "
-            f"Install it with: pip install 'hfd-edge[{EXTRAS[flavour]}]'; a Jetson has it from JetPack, "
-            "which a virtual environment sees with: python3 -m venv --system-site-packages"
+            f"{purpose} needs the package '{flavour}', but Python finds only a folder of that name, without "
+            f"Builder. Install it with: pip install 'hfd-edge[{EXTRAS[flavour]}]'{_ELSEWHERE[flavour]}"
         )
     return cast("TensorRT", module)
 

@@ -132,6 +132,23 @@ def test_an_engine_that_fits() -> None:
     check_fits(make_record(), dataclasses.replace(HERE, compute_capability=None), onnx_sha256=ONNX)
 
 
+def test_versions_are_compared_as_far_as_both_tell() -> None:
+    """trtexec says 10.3.0, the Python package of the same TensorRT 10.3.0.26."""
+    record = make_record(version="10.3.0.26")
+    check_fits(make_record(), dataclasses.replace(HERE, version="10.3.0.26"), onnx_sha256=ONNX)
+    check_fits(record, HERE, onnx_sha256=ONNX)
+    with pytest.raises(EngineError, match=r"10\.3\.0\.26, but this machine has 10\.3\.0\.30"):
+        check_fits(record, dataclasses.replace(HERE, version="10.3.0.30"), onnx_sha256=ONNX)
+
+
+def test_what_builds_a_torch_tensorrt_program_again() -> None:
+    """It is compiled from a run, not from a bundle."""
+    record = make_record(flavour="torch_tensorrt", precision="fp16")
+    assert record.rebuild() == "hfd-edge build RUN --target orin --precision fp16"
+    assert record.rebuild("runs/s") == "hfd-edge build runs/s --target orin --precision fp16"
+    assert make_record().rebuild() == "hfd-edge build BUNDLE --target orin --precision int8"
+
+
 @pytest.mark.parametrize(
     ("here", "onnx_sha256", "reason"),
     [

@@ -33,15 +33,18 @@ _EXTRAS = {
     "runtime on a CPU": ("hfd-edge", ("numpy", "opencv-python-headless", "onnxruntime", "rasterio")),
     "training": ("hfd-edge[train]", ("torch", "timm", "lightning-fabric", "safetensors", "matplotlib")),
     "export and INT8": ("hfd-edge[export]", ("torch", "onnx", "onnxscript", "nvidia-modelopt", "requests")),
-    "TensorRT-RTX engines": ("hfd-edge[rtx]", ("tensorrt-rtx",)),
 }
 
 
 def machine_checks() -> list[Check]:
-    """Look at Python, the extras, the GPU driver and the CUDA toolkit. Imports nothing heavy."""
+    """Look at Python, the extras, the compilers, the GPU driver and the CUDA toolkit.
+
+    Imports torch only where torch-tensorrt is installed.
+    """
     checks = [_python()]
     checks += [_extra(name, install, packages) for name, (install, packages) in _EXTRAS.items()]
-    checks += [_driver(), _toolkit()]
+    checks += [_tensorrt("TensorRT-RTX engines", "tensorrt_rtx"), _tensorrt("TensorRT engines", "tensorrt")]
+    checks += [_torch_tensorrt(), _driver(), _toolkit()]
     return checks
 
 
@@ -56,9 +59,36 @@ def _extra(name: str, install: str, packages: tuple[str, ...]) -> Check:
     missing = [package for package, version in versions.items() if version is None]
     found = ", ".join(f"{package} {version}" for package, version in versions.items() if version)
     fix = f"pip install '{install}'  (brings {', '.join(missing)})" if missing else ""
-    if missing and install == "hfd-edge[rtx]" and platform.machine() != "x86_64":
-        fix = "TensorRT-RTX has wheels for x86-64 only; build engines there"
     return Check(name, not missing, found, fix)
+
+
+def _tensorrt(name: str, flavour: str) -> Check:
+    """Load a TensorRT and look for its builder: the import alone also takes a folder of that name."""
+    from hfd_edge.errors import MissingExtraError
+    from hfd_edge.tensorrt_api import load_tensorrt, tensorrt_version
+
+    try:
+        version = tensorrt_version(load_tensorrt(flavour, purpose="building engines"))
+    except MissingExtraError as error:
+        return Check(name, False, "", str(error))
+    except Exception as error:  # whatever its libraries raise when they do not load
+        return Check(name, False, str(error), f"install {flavour} again, for the CUDA of the driver")
+    return Check(name, True, f"{flavour} {version}")
+
+
+def _torch_tensorrt() -> Check:
+    """Ask torch-tensorrt, which cannot be imported without a GPU, only where it is installed."""
+    name = "torch-tensorrt programs"
+    spec = importlib.util.find_spec("torch_tensorrt")
+    if spec is None or spec.origin is None:  # without one it is a folder of that name
+        return Check(
+            name, False, "", "pip install 'hfd-edge[torch-tensorrt]', on a desktop with an NVIDIA GPU"
+        )
+    from hfd_edge.deploy import torch_tensorrt
+
+    found = _version("torch-tensorrt") or _version("torch-tensorrt-rtx") or "unknown release"
+    reason = torch_tensorrt.why_not_here()
+    return Check(name, reason is None, f"torch_tensorrt {found}", reason or "")
 
 
 def _driver() -> Check:

@@ -40,16 +40,18 @@ def compare(
     from hfd_edge.bundle import Bundle
     from hfd_edge.comparison import compare as run
     from hfd_edge.evaluation import open_folder
-    from hfd_edge.files import write_json
+    from hfd_edge.files import storage_errors, write_json
     from hfd_edge.report.comparison import print_tables, render
     from hfd_edge.report.console import bars, print_json
     from hfd_edge.report.demo import machine_text
     from hfd_edge.report.disagreement import draw_disagreements
     from hfd_edge.report.page import require_templates
 
-    if out is not None:
-        require_templates()  # now rather than after minutes of measuring
     opened, folder = Bundle.open(bundle), open_folder(bundle, data, scheme=scheme)
+    if out is not None:  # now rather than after minutes of measuring
+        require_templates()
+        with storage_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
     with bars() as progress:
         result = run(
             opened,

@@ -92,8 +92,9 @@ def quantize(
         ),
     ] = None,
     max_class_drop: Annotated[
-        float, typer.Option(min=0, help="With --max-drop: most IoU points that any class may lose.")
-    ] = 1.5,
+        float | None,
+        typer.Option(min=0, help="With --max-drop: most IoU points that any class may lose; default 1.5."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Add FP16, INT8 and INT8+FP16 variants, calibrated on tiles of the training split.
@@ -111,9 +112,13 @@ def quantize(
     from hfd_edge.deploy.quantize import quantize as quantize_bundle
     from hfd_edge.report.console import bars
 
+    if max_drop is None and max_class_drop is not None:
+        raise typer.BadParameter("--max-class-drop works with --max-drop only. Give both.")
     opened = Bundle.open(bundle)
     folder = PairFolder.open(data, scheme=opened.manifest.provenance.recipe.get("split"))
-    bound = None if max_drop is None else Bound(miou_points=max_drop, class_points=max_class_drop)
+    points = {"miou_points": max_drop, "class_points": max_class_drop}
+    given = {name: value for name, value in points.items() if value is not None}
+    bound = None if max_drop is None else Bound(**given)
     with bars() as progress:
         made = quantize_bundle(opened, folder, method=method, tiles=tiles, bound=bound, progress=progress)
     show({**describe_bundle(bundle), **_quantization(made)}, as_json=json, title="Quantized")
@@ -133,7 +138,8 @@ def sensitivity(
 
     Each layer is measured twice: as the only one in INT8, and as the only one that is not. The ranking is
     by points of mIoU that the first costs against the FP32 model's own labels (fidelity), which is finer
-    than mIoU against the truth. The result is stored in the bundle; `quantize --max-drop` uses it.
+    than mIoU against the truth. The result is stored in the bundle; `quantize --max-drop` ranks layers by it
+    if it is of the val split.
 
     Example: `hfd-edge sensitivity flood.hfd --data data/ombria --plot sensitivity.png`
     """

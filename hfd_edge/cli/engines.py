@@ -85,20 +85,21 @@ def build(
     from hfd_edge.bundle import Bundle
     from hfd_edge.deploy.targets import load_target
 
+    if engine is not None:
+        # Its sidecar says what it was built for: no profile is needed.
+        why = "says nothing about an engine that is built already"
+        _refuse(why, precision=precision or None, out=out, kit=kit, dla=dla)
+        show(_take(Bundle.open(bundle), engine), as_json=json, title="Taken into the bundle")
+        return
     profile = load_target(target)
     if profile.flavour == "torch_tensorrt":
+        _refuse("is not for torch-tensorrt, which compiles a run on this GPU", kit=kit, dla=dla)
         show(_compile_run(bundle, profile, precision, out), as_json=json, title="Compiled")
         return
     opened = Bundle.open(bundle)
-    if engine is not None:
-        from hfd_edge.deploy.kit import take_engine
-
-        taken = take_engine(opened, engine)
-        result = {"bundle": str(bundle), "engine": str(engine), "engines": list(taken.manifest.engines)}
-        show(result, as_json=json, title="Taken into the bundle")
-        return
     reason = _why_a_kit(profile, wanted=kit, dla=dla)
     if reason is None:
+        _refuse("is for device kits; engines go into the bundle", out=out)
         show(_build_engines(opened, profile, precision), as_json=json, title="Built")
         return
     show(
@@ -106,6 +107,22 @@ def build(
         as_json=json,
         title="No engine here, but a device kit",
     )
+
+
+def _refuse(why: str, **options: object) -> None:
+    """Raise for options that were given and would do nothing. Raises EngineError."""
+    from hfd_edge.errors import EngineError
+
+    found = [f"--{name}" for name, value in options.items() if value is not None and value is not False]
+    if found:
+        raise EngineError(f"{', '.join(found)} {why}. Leave it away.")
+
+
+def _take(bundle: Bundle, engine: Path) -> dict[str, Any]:
+    from hfd_edge.deploy.kit import take_engine
+
+    taken = take_engine(bundle, engine)
+    return {"bundle": str(bundle.path), "engine": str(engine), "engines": list(taken.manifest.engines)}
 
 
 def _why_a_kit(target: Target, *, wanted: bool, dla: int | None) -> str | None:

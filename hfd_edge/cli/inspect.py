@@ -29,14 +29,14 @@ def inspect(
         result = describe_bundle(path, verify=True)
     elif (path / "run.json").is_file():
         result = _describe_run(path)
-    elif path.is_file() and path.suffix == ".engine":
+    elif path.is_file() and path.suffix in (".engine", ".pt2"):
         from hfd_edge.engine_record import check_engine
 
         result = check_engine(path)
     else:
         raise BundleError(
-            f"{path} is not a bundle (no manifest.json), not a run (no run.json) and not an .engine file. "
-            "Check the path."
+            f"{path} is not a bundle (no manifest.json), not a run (no run.json) and not an .engine or "
+            ".pt2 file. Check the path."
         )
     show(result, as_json=json, title=path.name)
 

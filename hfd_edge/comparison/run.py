@@ -126,6 +126,9 @@ def _row(key: Key, tally: Tally, reference: Tally, *, size: int, times_ms: list[
 def _engine(bundle: Bundle, name: str, ran: Set[Key]) -> EngineRow:
     """Read what an engine's sidecar says; an engine whose sidecar cannot be trusted is still listed."""
     path = bundle.path / bundle.manifest.engines[name]
+    if not path.is_file():
+        text = f"{path} is missing. Copy the bundle again, or build the engine again."
+        return EngineRow(name=name, bytes=0, not_run=text)
     try:
         record = read_engine_record(path)
     except EngineError as error:

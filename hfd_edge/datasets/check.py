@@ -113,6 +113,7 @@ def check_folder(folder: PairFolder, split: str | None = None, *, progress: Prog
     for scheme in schemes:
         findings += _missing_files(scheme)
         findings += _same_pixels(scheme, facts)
+        findings += _unknown_labels(folder, scheme, facts)
         findings += _absent_classes(folder, scheme, facts)
     progress(len(pairs), len(pairs), f"checked, {len(findings)} findings")
     return Check(tuple(findings), counts)
@@ -233,6 +234,13 @@ def _missing_files(scheme: _Scheme) -> Iterator[Finding]:
     has none at all trains from SAR alone. Labels may be missing for pairs that only distil, never for all.
     """
     train, val = scheme.splits.get("train", ()), scheme.splits.get("val", ())
+    if "train" in scheme.splits and "val" not in scheme.splits:
+        where = f"{scheme.prefix}val"
+        text = (
+            f"There is no {where}, and training cannot choose its best epoch without. Move some labelled "
+            "pairs of train there."
+        )
+        yield Finding("fault", where, text)
     if any(pair.eo for pair in train):
         labelled = tuple(pair for pair in val if pair.label)
         for name, pairs in (("train", train), ("val", labelled)):
@@ -289,11 +297,25 @@ def _same_pixels(scheme: _Scheme, facts: Mapping[Path, _Facts]) -> Iterator[Find
             yield Finding("fault", f"{scheme.prefix}{other}", text)
 
 
+def _unknown_labels(folder: PairFolder, scheme: _Scheme, facts: Mapping[Path, _Facts]) -> Iterator[Finding]:
+    """Splits whose labels say nothing of any pixel."""
+    for name, pairs in scheme.splits.items():
+        known = _known(pairs, facts)
+        if not known or any(known):
+            continue
+        where = f"{scheme.prefix}{name}"
+        use = "scored" if name == "test" else "trained"
+        text = (
+            f"The {len(known)} labels of {where} hold nothing but ignore_index {folder.config.ignore_index}: "
+            f"nothing can be {use}. Correct the label/ files, or ignore_index in {CONFIG_NAME}."
+        )
+        yield Finding("warning" if name == "test" else "fault", where, text)
+
+
 def _absent_classes(folder: PairFolder, scheme: _Scheme, facts: Mapping[Path, _Facts]) -> Iterator[Finding]:
     """Classes that no training label shows, so that nothing can learn them."""
-    seen = [facts[pair.sar].classes for pair in scheme.splits.get("train", ())]
-    known = [classes for classes in seen if classes is not None]
-    if not known:
+    known = _known(scheme.splits.get("train", ()), facts)
+    if not any(known):
         return
     present = frozenset[int]().union(*known)
     absent = [name for index, name in enumerate(folder.config.classes) if index not in present]
@@ -304,6 +326,12 @@ def _absent_classes(folder: PairFolder, scheme: _Scheme, facts: Mapping[Path, _F
             f"cannot learn what it never sees. Add such pairs, or remove the class from {CONFIG_NAME}."
         )
         yield Finding("warning", where, text)
+
+
+def _known(pairs: Sequence[Pair], facts: Mapping[Path, _Facts]) -> list[frozenset[int]]:
+    """Classes of each label that can be read."""
+    seen = [facts[pair.sar].classes for pair in pairs]
+    return [classes for classes in seen if classes is not None]
 
 
 def _count(some: Sequence[Pair], pairs: Sequence[Pair]) -> str:

@@ -52,7 +52,7 @@ def find_schemes(root: Path) -> tuple[str, ...]:
 def read_list(path: Path, pool: Pool) -> tuple[list[str], list[str]]:
     """Read a split list: names, sorted, and what is wrong with them, one line each."""
     try:
-        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         return [], [f"{path} is not UTF-8 text ({error}). Write one name a line."]
     names = sorted(_stem(line) for line in lines if line)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,11 +11,13 @@ from hfd_edge.bundle import Bundle, Precision
 from hfd_edge.deploy.cache import write_cache
 from hfd_edge.deploy.compiler import Arithmetic
 from hfd_edge.deploy.engine import Engine, build_engine, build_options, can_build_here, compiler_version
-from hfd_edge.deploy.graph import high_precision_nodes, load
+from hfd_edge.deploy.graph import load
 from hfd_edge.deploy.inspector import summarise
+from hfd_edge.deploy.plan import layer_types, make_plan, record_of
 from hfd_edge.deploy.record import read_record
+from hfd_edge.deploy.shapes import infer
 from hfd_edge.deploy.targets import Target
-from hfd_edge.engine_record import EngineRecord, engine_key
+from hfd_edge.engine_record import EngineRecord, Layers, engine_key
 from hfd_edge.errors import EngineError
 from hfd_edge.files import sha256
 from hfd_edge.progress import Progress, silent
@@ -55,8 +58,10 @@ def build(
             f"engines/{name}.engine": engine.content,
             f"engines/{name}.json": record.to_json().encode(),
         }
-        if engine.inspection:
-            files[f"engines/{name}.layers.json"] = engine.inspection.encode()
+        layers = f"engines/{name}.layers.json"
+        if engine.inspection or layers in bundle.manifest.files:  # an earlier engine's would mislead
+            told = engine.inspection or json.dumps({"Layers": [], "note": engine.note})
+            files[layers] = told.encode()
         bundle = bundle.add(files, engines={name: f"engines/{name}.engine"})
         records.append(record)
     return records
@@ -65,26 +70,26 @@ def build(
 def arithmetic_for(bundle: Bundle, target: Target, precision: Precision) -> tuple[Path, Arithmetic]:
     """Which ONNX file a target compiles for a variant, and what it must be told beside it.
 
-    Q/DQ nodes say everything to TensorRT 10, 11 and RTX; 8.6 needs flags and the nodes that stay in FP32. A
-    target that takes INT8 from a calibration cache compiles the FP32 model with the ranges of the bundle's
-    calibration record.
+    The same as in a device kit, by the same `Plan`, but for the type of layers that calibration kept out of
+    INT8: see `Arithmetic.kept`.
 
     Raises:
+        EngineError: the target does not take the precision.
         BundleError: the bundle lacks the file, or it was changed.
         ExportError: there is no calibration record, or it is of another model.
         MissingExtraError: this TensorRT is not installed.
     """
-    if precision.startswith("int8") and target.flavour == "tensorrt" and target.int8 == "cache":
-        record = read_record(bundle)
-        version = ".".join(compiler_version(target.flavour).split(".")[:3])
-        kept = tuple(item.node for item in record.kept)
-        cache = write_cache(record, tensorrt=version).encode()
-        return bundle.model("fp32"), Arithmetic(precision, cache, kept)
-    if target.strongly_typed:
-        return bundle.model(precision), Arithmetic(precision)
-    # Below opset 19 scales are FP32, so INT8 with FP16 is there the INT8 model and leave to use FP16.
-    model = bundle.model("int8" if precision == "int8_fp16" else precision)
-    return model, Arithmetic(precision, kept=high_precision_nodes(load(model)))
+    plan = make_plan(target, precision)
+    path = bundle.model(plan.source)
+    if plan.typed:
+        return path, Arithmetic(precision)
+    record = read_record(bundle) if plan.cache else record_of(bundle)
+    model = load(path)
+    kept = tuple(layer_types(model, infer(model), plan, record))
+    if record is None or not plan.cache:
+        return path, Arithmetic(precision, kept=kept)
+    version = ".".join(compiler_version(target.flavour).split(".")[:3])
+    return path, Arithmetic(precision, write_cache(record, tensorrt=version).encode(), kept)
 
 
 def _require_compiler(bundle: Bundle, target: Target) -> None:
@@ -130,6 +135,7 @@ def _build_one(
     compiled_sha256 = sha256(model)
     if compiled_sha256 != onnx_sha256:
         options["compiled_sha256"] = compiled_sha256
+    layers, note = _summary(engine)
     key = engine_key(
         onnx_sha256,
         flavour=target.flavour,
@@ -151,7 +157,17 @@ def _build_one(
         seconds=round(engine.seconds, 3),
         weights_bytes=engine.weights_bytes,
         activation_bytes=engine.activation_bytes,
-        layers=summarise(engine.inspection) if engine.inspection else None,
-        note=engine.note,
+        layers=layers,
+        note=note,
     )
     return record, engine
+
+
+def _summary(engine: Engine) -> tuple[Layers | None, str]:
+    """What the inspector said, or why there is no summary: an engine costs minutes, and works without one."""
+    if not engine.inspection:
+        return None, engine.note
+    try:
+        return summarise(engine.inspection), ""
+    except EngineError as error:
+        return None, str(error)

@@ -312,21 +312,6 @@ def _check_fit(bundle: Bundle, info: CacheInfo, path: Path, *, tensorrt: str, fi
         raise ExportError(f"{path} is of another TensorRT: {version}, expected {tensorrt}. {fix}")
 
 
-def require_cache(bundle: Bundle, *, tensorrt: str) -> Bundle:
-    """The bundle with a cache that fits it: as it is, or with a missing or outdated one written anew.
-
-    Raises:
-        ExportError: the bundle was not quantised, or the version has no caches.
-        BundleError: a file was changed.
-        StorageError: the disk is full; the bundle is as it was.
-    """
-    try:
-        stored_cache(bundle, tensorrt=tensorrt)
-    except ExportError:
-        return add_cache(bundle, tensorrt=tensorrt)
-    return bundle
-
-
 def summary(cache: Cache) -> dict[str, Any]:
     """A cache in a few plain values, for people and --json."""
     values = [amax for amax in cache.amax.values() if amax > 0]

@@ -135,8 +135,8 @@ def workspace_bytes(target: Target, gpu: Gpu | None) -> int:
 
 
 def told(reasons: list[str]) -> str:
-    """The first reasons as one clause."""
-    return "; ".join(reason.strip() for reason in reasons[:3]) or "no reason given"
+    """The first reasons as one clause, each once."""
+    return "; ".join(list(dict.fromkeys(reason.strip() for reason in reasons))[:3]) or "no reason given"
 
 
 def _reason(trt: TensorRT, error: tensorrt.ParserError, content: bytes) -> str:
@@ -147,7 +147,8 @@ def _reason(trt: TensorRT, error: tensorrt.ParserError, content: bytes) -> str:
         return description
     node = f"node {name} ({operator})"
     if error.code() == trt.ErrorCode.UNSUPPORTED_NODE:
-        return f"{node} is not supported"
+        # An unknown operator fails a bare "assert false"; a known one says what TensorRT lacks.
+        return f"{node} is not supported" + ("" if description == "false" else f": {description}")
     return f"{node}: {description}"
 
 

@@ -44,7 +44,11 @@ class Bound:
 
     def holds(self, drop: Drop) -> bool:
         """Whether a drop is within the bound."""
-        return drop.miou_points <= self.miou_points and drop.worst_class_points <= self.class_points
+        return self.excess(drop) <= 0
+
+    def excess(self, drop: Drop) -> float:
+        """Points by which a drop is beyond the bound; 0 or less where it is within."""
+        return max(drop.miou_points - self.miou_points, drop.worst_class_points - self.class_points)
 
     def __str__(self) -> str:
         return f"{self.miou_points:g} mIoU points and {self.class_points:g} points per class"
@@ -59,6 +63,7 @@ class Verdict:
         harm: One-only fidelity drop of those layers, points.
         layers: Layers that INT8 could take.
         before: Drop with every layer in INT8.
+        before_fp16: The same with FP16 in what is not INT8.
         after: Drop of the INT8 model that the gate lets pass.
         after_fp16: The same with FP16 in what is not INT8.
         tiles: Held-out tiles that the drops were measured on.
@@ -69,6 +74,7 @@ class Verdict:
     harm: dict[str, float]
     layers: int
     before: Drop
+    before_fp16: Drop
     after: Drop
     after_fp16: Drop
     tiles: int
@@ -86,6 +92,7 @@ def gate(
 ) -> Verdict:
     """Find the fewest layers to keep in high precision so that INT8 stays within a bound.
 
+    It has to stay within it twice, with FP32 and with FP16 in what is not INT8: one list serves both models.
     The result is the fewest in this sense: no shorter part of the ranking passes, as far as bisection can
     tell, and no single layer of the result can be given back to INT8.
 
@@ -99,30 +106,21 @@ def gate(
     Raises:
         ExportError: INT8 stays out of bounds as long as anything is INT8; says what is possible.
     """
-    trials = _Trials(placed, amax, bench, progress)
+    trials = _Trials(placed, amax, bench, bound, progress)
     names = layers(placed)
-    before = trials.drop(())
     keep: tuple[str, ...] = ()
-    order: list[str] = []
-    if not bound.holds(before) or not bound.holds(trials.drop((), rest="fp16")):
+    if not trials.passes(()):
         if harm is None or not harm.keys() >= set(names):
             harm = one_only_harm(placed, amax, bench.first(RANKING_TILES), progress=progress)
         ranked = harm
-        order = sorted(names, key=lambda name: -ranked[name])
-    if not bound.holds(before):
-        keep = _shortest(trials, order, bound)
-        keep = _give_back(trials, keep, bound)
-    # FP16 in the rest changes a little more, which matters close to the bound only.
-    while not bound.holds(trials.drop(keep, rest="fp16")):
-        more = [name for name in order if name not in keep]
-        if len(more) <= 1:
-            raise _impossible(trials, bound, before)
-        keep = (*keep, more[0])
+        keep = _shortest(trials, sorted(names, key=lambda name: -ranked[name]))
+        keep = _give_back(trials, keep)
     return Verdict(
         keep=keep,
         harm={name: harm[name] for name in keep} if harm else {},
         layers=len(names),
-        before=before,
+        before=trials.drop(()),
+        before_fp16=trials.drop((), rest="fp16"),
         after=trials.drop(keep),
         after_fp16=trials.drop(keep, rest="fp16"),
         tiles=len(bench),
@@ -147,8 +145,11 @@ def one_only_harm(
 class _Trials:
     """Scores candidates, each once."""
 
-    def __init__(self, placed: Any, amax: Mapping[str, float], bench: Bench, progress: Progress) -> None:
+    def __init__(
+        self, placed: Any, amax: Mapping[str, float], bench: Bench, bound: Bound, progress: Progress
+    ) -> None:
         self._placed, self._amax, self._bench, self._progress = placed, amax, bench, progress
+        self.bound = bound
         self._seen: dict[tuple[frozenset[str], Rest], Drop] = {}
 
     @property
@@ -170,40 +171,55 @@ class _Trials:
             )
         return self._seen[key]
 
-    def tried(self) -> list[tuple[int, Drop]]:
-        """Layers kept and drop of every candidate that had something left in INT8."""
-        return [(len(keep), drop) for (keep, _), drop in self._seen.items() if len(keep) < self.layers]
+    def passes(self, keep: tuple[str, ...]) -> bool:
+        return self.bound.holds(self.drop(keep)) and self.bound.holds(self.drop(keep, rest="fp16"))
+
+    def worst(self, keep: frozenset[str]) -> Drop:
+        """The worse drop of a choice of layers; only that with FP32 where it did not pass."""
+        drops = [drop for (other, _), drop in self._seen.items() if other == keep]
+        return max(drops, key=self.bound.excess)
+
+    def best(self) -> frozenset[str]:
+        """The choice that came closest, of those that had something left in INT8."""
+        tried = {keep for keep, _ in self._seen if len(keep) < self.layers}
+        return min(tried, key=lambda keep: (self.bound.excess(self.worst(keep)), len(keep)))
 
 
-def _shortest(trials: _Trials, order: list[str], bound: Bound) -> tuple[str, ...]:
+def _shortest(trials: _Trials, order: list[str]) -> tuple[str, ...]:
     """The shortest start of the ranking that passes, by bisection; at least one layer must stay INT8."""
     low, high = 0, len(order) - 1  # `low` fails; `high` is checked here
-    if high < 1 or not bound.holds(trials.drop(tuple(order[:high]))):
-        raise _impossible(trials, bound, trials.drop(()))
+    if high < 1 or not trials.passes(tuple(order[:high])):
+        raise _impossible(trials)
     while high - low > 1:
         middle = (low + high) // 2
-        if bound.holds(trials.drop(tuple(order[:middle]))):
+        if trials.passes(tuple(order[:middle])):
             high = middle
         else:
             low = middle
     return tuple(order[:high])
 
 
-def _give_back(trials: _Trials, keep: tuple[str, ...], bound: Bound) -> tuple[str, ...]:
+def _give_back(trials: _Trials, keep: tuple[str, ...]) -> tuple[str, ...]:
     """Return to INT8, the least harmful first, what is not needed to pass."""
     for name in reversed(keep):
         without = tuple(other for other in keep if other != name)
-        if without and bound.holds(trials.drop(without)):
+        if without and trials.passes(without):
             keep = without
     return keep
 
 
-def _impossible(trials: _Trials, bound: Bound, before: Drop) -> ExportError:
-    kept, best = min(trials.tried(), key=lambda item: (item[1].miou_points, item[0]))
+def _impossible(trials: _Trials) -> ExportError:
+    bound, before, kept = trials.bound, trials.worst(frozenset()), trials.best()
+    best = trials.worst(kept)
+    options = {
+        "--max-drop": best.miou_points > bound.miou_points,
+        "--max-class-drop": best.worst_class_points > bound.class_points,
+    }
+    allow = " and ".join(name for name, exceeded in options.items() if exceeded)
     return ExportError(
         f"INT8 does not stay within {bound} of FP32. With all {trials.layers} layers in INT8 it loses "
         f"{before.miou_points:.2f} mIoU points ({before.worst_class_points:.2f} for {before.worst_class}); "
-        f"the best found keeps {kept} of them in high precision and loses {best.miou_points:.2f} "
-        f"({best.worst_class_points:.2f} for {best.worst_class}). Allow that with --max-drop, calibrate on "
+        f"the best found keeps {len(kept)} of them in high precision and loses {best.miou_points:.2f} "
+        f"({best.worst_class_points:.2f} for {best.worst_class}). Allow that with {allow}, calibrate on "
         "more tiles or with another --method, fine-tune with train student --qat, or use the fp16 variant."
     )

@@ -112,8 +112,7 @@ def kept_reasons(model: Any) -> dict[str, str]:
     """The nodes that stay in FP32 in every variant, in the graph's order, each with the reason.
 
     Found from the graph itself: from every warp up to the convolution that predicts its positions, from
-    there down through the warp's arithmetic, and from the output up to the last convolution. Positions
-    reach thousands in the gather form, beyond what FP16 can count.
+    there down through the warp's arithmetic, and from the output up to the last convolution.
     """
     by_output, by_input = producers(model), consumers(model)
     reasons: dict[str, str] = {}

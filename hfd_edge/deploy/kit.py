@@ -143,7 +143,8 @@ def _require_possible(bundle: Bundle, target: Target, plan: Plan) -> tuple[Findi
         )
         raise EngineError(
             f"{bundle.path} cannot be built for {target.name} as {plan.precision}. {faults}. "
-            f"See all with: hfd-edge preflight {bundle.path} --target {target.name}"
+            f"See all with: hfd-edge preflight {bundle.path} --target {target.name} "
+            f"--precision {plan.precision}"
         )
     return report.of("warning")
 

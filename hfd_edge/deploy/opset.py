@@ -1,4 +1,4 @@
-"""Older forms of an ONNX model: a lower opset, and the graph without Q/DQ nodes.
+"""Older forms of an ONNX model: a lower opset.
 
 Devices read what their TensorRT reads: opset 13 on JetPack 4, 17 on JetPack 5 and 6.0. onnx's own version
 converter has no way back for Resize (18 to 17) and others, so the few changes that matter are undone here.
@@ -10,9 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from hfd_edge.deploy.graph import consumers, onnx_package, producers
+from hfd_edge.deploy.graph import onnx_package
 from hfd_edge.errors import ExportError
 
 LOWEST = 13
@@ -81,48 +79,6 @@ def lower_opset(model: Any, opset: int) -> Any:
     _drop_unused_constants(lowered)
     _check(lowered, f"The model lowered to opset {opset}")
     return lowered
-
-
-def without_qdq(model: Any) -> Any:
-    """The float graph of a model with explicit Q/DQ nodes.
-
-    Activations lose their Q/DQ pairs. Weights keep the values that their codes stand for: the original ones
-    are not in the file. Where the FP32 model is at hand, a calibration cache belongs beside that.
-
-    Args:
-        model: `onnx.ModelProto`; it is not changed. Without Q/DQ nodes it comes back as it is.
-    Raises:
-        ExportError: a quantised tensor is used by something else than DequantizeLinear.
-    """
-    onnx = onnx_package()
-    plain = onnx.ModelProto()
-    plain.CopyFrom(model)
-    made, constants = producers(plain), {item.name: item for item in plain.graph.initializer}
-    graph_outputs = {item.name for item in plain.graph.output}
-    renamed: dict[str, str] = {}
-    for node in [node for node in plain.graph.node if node.op_type == "DequantizeLinear"]:
-        source = made.get(node.input[0])
-        if source is not None and source.op_type != "QuantizeLinear":
-            raise ExportError(
-                f"{node.name} dequantises the output of {source.op_type} {source.name}, expected "
-                "QuantizeLinear. Give a model that hfd-edge quantised."
-            )
-        origin = node.input[0] if source is None else source.input[0]
-        if origin in constants:
-            values = _dequantised(constants, source, node)
-            plain.graph.initializer.append(onnx.numpy_helper.from_array(values, node.output[0]))
-        elif node.output[0] in graph_outputs:
-            node.CopyFrom(onnx.helper.make_node("Identity", [origin], [node.output[0]], name=node.name))
-            continue
-        else:
-            renamed[node.output[0]] = origin
-        plain.graph.node.remove(node)
-    for node in plain.graph.node:
-        node.input[:] = [_resolved(name, renamed) for name in node.input]
-    _drop_quantizers(plain)
-    _drop_unused_constants(plain)
-    _check(plain, "The model without Q/DQ nodes")
-    return plain
 
 
 def _lower_node(
@@ -257,39 +213,6 @@ def _element_types(model: Any) -> dict[str, str]:
         kinds[item.name] = item.type.tensor_type.elem_type
     names = {number: name.lower() for name, number in onnx.TensorProto.DataType.items()}
     return {name: f"tensor({names[kind]})" for name, kind in kinds.items() if kind}
-
-
-def _dequantised(constants: Mapping[str, Any], quantize: Any, dequantize: Any) -> Any:
-    """Values of a constant behind Q and DQ, or behind DQ alone where its codes are stored."""
-    to_array = onnx_package().numpy_helper.to_array
-    scale = to_array(constants[dequantize.input[1]])
-    codes = to_array(constants[(quantize or dequantize).input[0]])
-    axis = next((item.i for item in dequantize.attribute if item.name == "axis"), 1)
-    shaped = scale
-    if scale.ndim:
-        shaped = scale.reshape([-1 if index == axis else 1 for index in range(codes.ndim)])
-    if quantize is not None:
-        codes = np.clip(np.rint(codes / shaped), -128, 127)
-    return np.asarray(codes * shaped, scale.dtype)
-
-
-def _drop_quantizers(model: Any) -> None:
-    """Remove QuantizeLinear nodes, which nothing may read any more."""
-    readers = consumers(model)
-    for node in [node for node in model.graph.node if node.op_type == "QuantizeLinear"]:
-        others = readers.get(node.output[0], [])
-        if others:
-            raise ExportError(
-                f"{others[0].op_type} {others[0].name} reads the codes of {node.name}, expected "
-                "DequantizeLinear only. Give a model that hfd-edge quantised."
-            )
-        model.graph.node.remove(node)
-
-
-def _resolved(name: str, renamed: Mapping[str, str]) -> str:
-    while name in renamed:
-        name = renamed[name]
-    return name
 
 
 def _remove_attribute(node: Any, name: str) -> None:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from hfd_edge.bundle import Bundle, Precision
-from hfd_edge.deploy.graph import kept_reasons, load, onnx_package, session
+from hfd_edge.deploy.graph import kept_reasons, load
 from hfd_edge.deploy.opset import lower_opset
 from hfd_edge.deploy.record import RECORD, CalibrationRecord, read_record
-from hfd_edge.deploy.shapes import Tensor, folded, with_batch
+from hfd_edge.deploy.shapes import Tensor, with_batch
 from hfd_edge.deploy.targets import IMPLICIT_INT8_UNTIL, Target
 from hfd_edge.errors import EngineError
 
@@ -86,8 +86,7 @@ def make_plan(target: Target, precision: str | None = None, *, dla_core: int | N
 def device_model(bundle: Bundle, target: Target, plan: Plan) -> Any:
     """The model as the device gets it.
 
-    At an opset that its parser reads, with a fixed batch if the target has one, and without the arithmetic
-    on constants (sampling grids) that compilers would fold: some of it is in DOUBLE, which they do not have.
+    At an opset that its parser reads, and with a fixed batch if the target has one.
 
     Raises:
         ExportError: an operator does not exist in the target's opset, or the file is damaged.
@@ -97,46 +96,7 @@ def device_model(bundle: Bundle, target: Target, plan: Plan) -> Any:
     batch = target.batch
     if batch.min == batch.max:
         model = with_batch(model, batch.opt)
-    fold_constants(model)
     return model
-
-
-def fold_constants(model: Any) -> None:
-    """Compute what depends on constants alone, in place; Q/DQ nodes stay.
-
-    Raises:
-        ExportError: ONNX Runtime cannot run a node.
-    """
-    onnx = onnx_package()
-    quantizing = ("QuantizeLinear", "DequantizeLinear")
-    names = folded(model, but=quantizing)
-    nodes = [node for node in model.graph.node if node.name in names]
-    inside = {name for node in nodes for name in node.output}
-    rest = [node for node in model.graph.node if node.name not in names]
-    wanted = sorted(inside & {name for node in rest for name in node.input})
-    if not wanted:
-        return
-    used = {name for node in nodes for name in node.input}
-    part = onnx.helper.make_model(
-        onnx.helper.make_graph(
-            nodes,
-            "constants",
-            [],
-            [onnx.helper.make_empty_tensor_value_info(name) for name in wanted],
-            [item for item in model.graph.initializer if item.name in used],
-        ),
-        opset_imports=model.opset_import,
-        ir_version=model.ir_version,
-    )
-    values = session(part).run(wanted, {})
-    for name, value in zip(wanted, values, strict=True):
-        model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
-    fresh = [type(node).FromString(node.SerializeToString()) for node in rest]
-    del model.graph.node[:]
-    model.graph.node.extend(fresh)
-    read = {name for node in fresh for name in node.input}
-    for item in [item for item in model.graph.initializer if item.name not in read]:
-        model.graph.initializer.remove(item)
 
 
 def record_of(bundle: Bundle) -> CalibrationRecord | None:

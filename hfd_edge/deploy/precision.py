@@ -221,7 +221,7 @@ def _scratch_copy(model: Path) -> Iterator[Path]:
 def _without_tensorrt() -> Iterator[None]:
     """Keep modelopt (0.47) from starting TensorRT, with which it looks for plugins that our models never use.
 
-    It fails where a package of that name cannot work: on machines without a GPU, or with type stubs only.
+    It fails where a package of that name cannot work: on machines without a GPU.
     """
     utils = require("modelopt.onnx.trt_utils", extra="export", purpose=_PURPOSE)
     found = getattr(utils, "TRT_PYTHON_AVAILABLE", False)

@@ -240,7 +240,10 @@ def _dla(
     model: Any, tensors: dict[str, Tensor], target: Target, plan: Plan, record: CalibrationRecord | None
 ) -> tuple[DlaPlacement, list[Finding]]:
     amax = record.amax if plan.int8 and record is not None else None
-    rules = Rules(target.tensorrt_version, amax, kept_reasons(model))
+    wide = set(kept_reasons(model))
+    if plan.int8 and not plan.half and record is not None:
+        wide.update(item.node for item in record.kept)
+    rules = Rules(target.tensorrt_version, amax, wide)
     placed = place_on_dla(model, tensors, rules)
     layers = sum(layer.device == "DLA" for layer in placed.layers)
     what = (

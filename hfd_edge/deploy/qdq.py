@@ -262,9 +262,9 @@ def _make_room_for_biases(model: Any, values: dict[str, NDArray[Any]], constants
 def _scales_as_vectors(model: Any) -> None:
     """Give scales and zero points of whole tensors one element instead of no dimension, in place.
 
-    Both mean the same to ONNX Runtime and to TensorRT's parser, which compares volumes. But TensorRT-RTX 1.7.1
-    compiles scalars badly: preset s for a batch of one took 44.6 MB of weights with scalars, 3.6 MB with
-    vectors (FP32: 13.3 MB).
+    Both mean the same to ONNX Runtime and to TensorRT's parser, which compares volumes. But TensorRT-RTX
+    1.7.1 compiles scalars badly: preset s for a batch of one took 44.6 MB of weights with scalars, 3.6 MB
+    with vectors (FP32: 13.3 MB).
     """
     onnx = onnx_package()
     used = {

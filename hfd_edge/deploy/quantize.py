@@ -19,9 +19,10 @@ from hfd_edge.deploy.calibration import METHODS, collect, float_tensors
 from hfd_edge.deploy.gate import Bound, Verdict, gate
 from hfd_edge.deploy.graph import kept_reasons, load, unfused_sums
 from hfd_edge.deploy.precision import Agreement, agreement, first_tile, place, ranges, save, to_fp16
+from hfd_edge.deploy.qat import QAT_RANGES
 from hfd_edge.deploy.qdq import Rest, int8_model, layers, quantized_tensors, share
 from hfd_edge.deploy.record import RECORD, CalibrationRecord, KeptNode, write_record
-from hfd_edge.deploy.scoring import Bench
+from hfd_edge.deploy.scoring import Bench, Drop
 from hfd_edge.deploy.selection import load_selection, selected_tiles
 from hfd_edge.deploy.sensitivity import load_sensitivity
 from hfd_edge.deploy.tiles import Tiles, TileSet, calibration_tiles
@@ -34,7 +35,6 @@ TILES = 64
 """Calibration tiles where neither a number nor a selection is given."""
 GATE_TILES = 64
 """Most held-out tiles that the accuracy gate looks at; a bound for its memory and its patience."""
-QAT_RANGES = "calibration/qat.json"
 _DEFAULT_METHOD = "entropy"
 _COMPARED_TILES = 8
 _FP16_TOLERANCE = 0.05
@@ -87,32 +87,41 @@ def quantize(
         max_drop: Short for a bound on mean IoU, in points, with the default per class.
         progress: Told of every tile.
     Raises:
-        ExportError: unknown method, a variant is too far from FP32, or the bound cannot be met.
+        ExportError: unknown method, a variant is too far from FP32, the bound cannot be met, or the selection
+            is of the split that it is checked on.
         DatasetError: the folder's SAR is not what the bundle takes, a file is unreadable, a selected tile
             changed, or the gate has no labelled validation tiles.
         BundleError: the FP32 model is missing or was changed.
         StorageError: the disk is full; the bundle is as it was.
     """
-    if bound is None and max_drop is not None:
+    if max_drop is not None:
+        if bound is not None:
+            raise ExportError(f"max_drop {max_drop} and the bound {bound} are both given. Give one of them.")
         bound = Bound(miou_points=max_drop)
     _check_options(method, tiles)
     folder.require_fit("the bundle", sar=bundle.manifest.sar)
     source = bundle.model("fp32")
+    chosen, how, requested = _tiles(bundle, folder, tiles, progress)
+    if bound is not None and chosen.split == HELD_OUT:
+        raise ExportError(
+            f"The calibration tiles of {bundle.path} are of split '{HELD_OUT}', which the accuracy gate "
+            "scores on: INT8 would be judged by what it was calibrated on. Choose training tiles with: "
+            f"hfd-edge calibrate select {bundle.path} --data DIR"
+        )
     # Before the minutes of calibration, so that a missing label is told at once.
     bench = Bench(bundle, folder, split=HELD_OUT, limit=GATE_TILES, progress=progress) if bound else None
-    chosen, how = _tiles(bundle, folder, tiles, progress)
     measured = measure_ranges(bundle, chosen, method=method, progress=progress)
     verdict = None
     if bound is not None and bench is not None:
         known = load_sensitivity(bundle, measured.amax)
-        harm = known.harm() if known else None
+        # Of other tiles, above all of the test split, the ranking must know nothing.
+        harm = known.harm() if known and known.split == HELD_OUT else None
         verdict = gate(measured.placed, measured.amax, bench, bound=bound, harm=harm, progress=progress)
     with tempfile.TemporaryDirectory(prefix="hfd-edge-") as work:
         made = _make(source, measured, verdict.keep if verdict else (), Path(work))
         compared = list(islice(chosen, 0, None, -(-len(chosen) // _COMPARED_TILES)))
         closeness = agreement(source, made, compared)
         _check_fp16(closeness["fp16"])
-        requested = tiles or (TILES if how == "even" else len(chosen))
         record = _record(bundle, folder, measured, chosen, how=how, requested=requested, verdict=verdict)
         return bundle.add(
             {**{path.name: path for path in made.values()}, RECORD: write_record(record)},
@@ -158,21 +167,23 @@ def _check_options(method: str | None, tiles: int | None) -> None:
         )
 
 
-def _tiles(bundle: Bundle, folder: PairFolder, count: int | None, progress: Progress) -> tuple[Tiles, str]:
-    """Calibration tiles and how they were chosen."""
+def _tiles(
+    bundle: Bundle, folder: PairFolder, count: int | None, progress: Progress
+) -> tuple[Tiles, str, int]:
+    """Calibration tiles, how they were chosen, and how many were asked for."""
     selection = load_selection(bundle) if count is None else None
     if selection is not None:
-        return selected_tiles(folder, bundle, selection), selection.method
-    manifest = bundle.manifest
+        return selected_tiles(folder, bundle, selection), selection.method, selection.requested
+    manifest, requested = bundle.manifest, count or TILES
     tiles = calibration_tiles(
         folder,
         manifest.preprocessing,
         tile_px=manifest.tile_px,
-        count=count or TILES,
+        count=requested,
         split=SPLIT,
         progress=progress,
     )
-    return tiles, "even"
+    return tiles, "even", requested
 
 
 def _learnt(bundle: Bundle) -> dict[str, float]:
@@ -261,10 +272,13 @@ def _metrics(
             "layers": verdict.layers,
             "split": HELD_OUT,
             "tiles": verdict.tiles,
-            "before": asdict(verdict.before),
         }
-        found["int8"]["gate"] = {**common, "after": asdict(verdict.after)}
-        found["int8_fp16"]["gate"] = {**common, "after": asdict(verdict.after_fp16)}
+        drops: dict[Precision, tuple[Drop, Drop]] = {
+            "int8": (verdict.before, verdict.after),
+            "int8_fp16": (verdict.before_fp16, verdict.after_fp16),
+        }
+        for name, (before, after) in drops.items():
+            found[name]["gate"] = {**common, "before": asdict(before), "after": asdict(after)}
     return found
 
 

@@ -30,7 +30,7 @@ def timing_cache_path(*, flavour: str, version: str, compute_capability: int) ->
 
 @contextlib.contextmanager
 def timing_cache(config: tensorrt.IBuilderConfig, path: Path) -> Iterator[None]:
-    """Give a build the measurements of earlier ones, and keep what it adds if it succeeds.
+    """Give a build the measurements of earlier ones, and keep what it adds, also if it is cancelled or fails.
 
     A cache is a convenience: one that cannot be read is started anew, and one that cannot be written is
     reported in the log; neither fails a build.

@@ -109,7 +109,8 @@ def _gather_bilinear(features: Tensor, grid: Tensor) -> Tensor:
     flat = features.flatten(2)
 
     def pick(row: Tensor, col: Tensor) -> Tensor:
-        index = (row * cols + col).long().flatten(1)[:, None].expand(-1, channels, -1)
+        # Whole numbers before the product: compilers that may use FP16 would round it above 2048.
+        index = (row.long() * cols + col.long()).flatten(1)[:, None].expand(-1, channels, -1)
         return flat.gather(2, index).view(batch, channels, grid.shape[1], grid.shape[2])
 
     upper = pick(top, left) * (1 - dx) + pick(top, right) * dx

@@ -36,7 +36,7 @@ def plot_sensitivity(found: Sensitivity, path: Path, *, title: str = "") -> None
     agg.FigureCanvasAgg(figure)
     axes = figure.subplots()
     _draw(axes, found, shown)
-    figure.text(0.02, 1 - 72 / height, title, fontsize=12.5, fontweight="bold", color=_INK)
+    figure.text(0.02, 1 - 72 / height, title, fontsize=12.5, fontweight="bold", color=_INK, parse_math=False)
     note = (
         f"{len(shown)} of {len(found.layers)} layers, points of mIoU against FP32's labels, "
         f"{found.tiles} {found.split} tiles. All in INT8: {found.all_int8.fidelity_points:.2f}"
@@ -85,7 +85,7 @@ def _draw(axes: Any, found: Sensitivity, shown: tuple[LayerEffect, ...]) -> None
         wins, rows, "o", color=_SECOND, markersize=4.5, label="won back when it alone leaves INT8", zorder=3
     )
     axes.axvline(0, color=_MUTED, linewidth=0.8, zorder=1)
-    axes.set_yticks(list(rows), [effect.layer for effect in shown])
+    axes.set_yticks(list(rows), [effect.layer for effect in shown], parse_math=False)
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.grid(axis="x", color=_GRID, linewidth=0.8, zorder=0)
     axes.tick_params(colors=_INK, labelsize=8, length=0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 from hfd_edge.bundle import Bundle
 from hfd_edge.engine_record import EngineRecord, Here, check_fits, read_engine_record
@@ -103,12 +104,11 @@ def _own_record(bundle: Bundle, name: str) -> EngineRecord:
 
 def _check_validity(trt: TensorRT, content: bytes, record: EngineRecord, bundle: Bundle) -> None:
     """Ask TensorRT-RTX whether an engine fits; without a driver its answer would mean nothing."""
-    runtime = trt.Runtime(tensorrt_logger(trt))
-    ask = member(runtime, "get_engine_validity")
-    if ask is None:  # of RTX alone
+    if member(trt.Runtime, "get_engine_validity") is None:  # of RTX alone
         return
+    runtime: Any = trt.Runtime(tensorrt_logger(trt))
     states = member(trt, "EngineValidity")
-    state, diagnostics = ask(content)
+    state, diagnostics = runtime.get_engine_validity(content)
     if state == states.INVALID:
         raise EngineError(
             f"{product(record.flavour, trt)} says that engine {record.target}-{record.precision} is invalid "

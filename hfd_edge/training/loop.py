@@ -184,9 +184,10 @@ class Trainer:
         step, length, total = self.state.step, self.plan.batches.steps_per_epoch, self.plan.schedule.total
         loss = self.state.sums["loss"]
         if not math.isfinite(loss):
+            section = "training" if self.plan.run.info.qat_sha256 is None else "qat"
             raise RecipeError(
                 f"The loss is {loss} at step {step} of {total}: training has diverged. Lower "
-                'training.learning_rate, or set training.precision = "32-true"; the last checkpoint is '
+                f'{section}.learning_rate, or set training.precision = "32-true"; the last checkpoint is '
                 "untouched."
             )
         spent = self._session_seconds + time.perf_counter() - self._mark
@@ -266,9 +267,9 @@ class Trainer:
         self._publish()
 
     def _publish(self) -> None:
-        """Write metrics.json and call `on_epoch`."""
+        """Write metrics.json and call `on_epoch`, if an epoch has ended."""
         self._write_metrics()
-        if self.on_epoch is not None:
+        if self.on_epoch is not None and self.state.history:
             self.on_epoch(self.plan.run.path, self.state.history)
 
     def _write_metrics(self) -> None:

@@ -48,7 +48,7 @@ def train_qat(
 
     Args:
         folder: Data, of the classes and input that the student was trained on.
-        recipe: The student's; [qat] says how. Losses and batches may differ, but not network and
+        recipe: The student's; [qat] says how. Losses and batches may differ, but not split, network and
             preprocessing.
         out: Run folder; must not exist, unless `resume`.
         start: The student's run folder.
@@ -135,10 +135,12 @@ def _open_student(start: Path, recipe: Recipe, folder: PairFolder) -> Run:
 
 
 def _fixed(recipe: Recipe) -> dict[str, Any]:
-    """The keys that a fine-tuning cannot change; both forms of the warp have the same weights."""
-    return recipe.model_dump(
-        mode="json", include={"network": True, "preprocessing": True}, exclude={"network": {"init", "warp"}}
-    )
+    """The keys that a fine-tuning cannot change; both forms of the warp have the same weights.
+
+    Under another split scheme it would train on, or be scored on, pairs of the other side.
+    """
+    kept = {"split": True, "network": True, "preprocessing": True}
+    return recipe.model_dump(mode="json", include=kept, exclude={"network": {"init", "warp"}})
 
 
 def _measure(

@@ -93,11 +93,51 @@ def test_doctor_names_the_extra_of_a_missing_package(monkeypatch: pytest.MonkeyP
     assert training.fix == "pip install 'hfd-edge[train]'  (brings torch)"
 
 
+def test_doctor_looks_for_compilers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from hfd_edge.cli import checks
+    from hfd_edge.deploy import torch_tensorrt
+
+    def found() -> dict[str, checks.Check]:
+        return {check.name: check for check in checks.machine_checks()}
+
+    for name in ("tensorrt", "torch_tensorrt"):
+        (tmp_path / name).mkdir()  # imports, but is no TensorRT
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with monkeypatch.context() as folders:
+        folders.syspath_prepend(str(tmp_path))
+        assert "without Builder" in found()["TensorRT engines"].fix
+        assert "hfd-edge[torch-tensorrt]" in found()["torch-tensorrt programs"].fix
+    module = type(sys)("tensorrt")
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    module.Builder, module.__version__ = object, "10.3.0"  # type: ignore[attr-defined]
+    assert found()["TensorRT engines"] == checks.Check("TensorRT engines", True, "tensorrt 10.3.0")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "tensorrt.py").write_text("raise OSError('libnvinfer.so.10: cannot open')")
+    (tmp_path / "broken" / "torch_tensorrt.py").write_text("")
+    monkeypatch.delitem(sys.modules, "tensorrt")
+    monkeypatch.syspath_prepend(str(tmp_path / "broken"))
+    broken = found()["TensorRT engines"]
+    assert not broken.ok and broken.found == "libnvinfer.so.10: cannot open"
+    monkeypatch.setattr(torch_tensorrt, "why_not_here", lambda: "PyTorch finds no GPU.")
+    program = found()["torch-tensorrt programs"]
+    assert (program.ok, program.fix) == (False, "PyTorch finds no GPU.")
+    monkeypatch.setattr(torch_tensorrt, "why_not_here", lambda: None)
+    assert found()["torch-tensorrt programs"].ok
+
+
 def test_own_errors_exit_with_1_and_one_line(tmp_path: Path) -> None:
     status, out, err = call("inspect", tmp_path)
     assert status == 1
     assert out == ""
     assert re.fullmatch(r"error: .* is not a bundle .*Check the path\.\n", err)
+
+
+def test_inspect_a_torch_tensorrt_program(tmp_path: Path) -> None:
+    """Its sidecar is that of every engine; `load it only when it passes` needs a command that checks it."""
+    (tmp_path / "desktop-fp16.pt2").write_bytes(b"program")
+    status, _, err = call("inspect", tmp_path / "desktop-fp16.pt2")
+    assert status == 1
+    assert "has no sidecar desktop-fp16.json" in err
 
 
 def test_debug_shows_the_error_itself(tmp_path: Path) -> None:

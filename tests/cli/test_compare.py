@@ -103,6 +103,16 @@ def test_missing_jinja2_is_said_before_anything_is_measured(
     assert result.exit_code == 0, "the tables need no jinja2"
 
 
+def test_an_unfit_folder_is_said_before_anything_is_measured(
+    bundle: Path, threshold_data: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out").touch()
+    result = call(bundle, "--data", threshold_data, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "error: Could not write" in result.stderr
+    assert "mIoU" not in result.stderr, "nothing was scored"
+
+
 def test_numbers_outlive_a_page_that_fails(
     bundle: Path, threshold_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

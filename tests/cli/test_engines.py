@@ -183,6 +183,43 @@ def test_an_engine_from_elsewhere_needs_its_sidecar(bundle: Path, tmp_path: Path
     assert "has no sidecar tensorrt-t4-fp16.json" in err
 
 
+def test_an_engine_from_elsewhere_needs_no_target(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command in a kit's README must work for a target of one's own, too: its sidecar names it."""
+    taken: list[Path] = []
+    monkeypatch.setattr(
+        "hfd_edge.deploy.kit.take_engine", lambda opened, engine: taken.append(engine) or opened
+    )
+    readme = Path("export/kit/README.md").read_text()
+    (line,) = [line.split() for line in readme.splitlines() if line.startswith("    hfd-edge build ")]
+    values = {"BUNDLE": str(bundle), "@ENGINE@": str(tmp_path / "mine.engine"), "@TARGET@": "lab-of-mine"}
+    status, _, err = call(*(values.get(word, word) for word in line[1:]))
+    assert (status, taken) == (0, [tmp_path / "mine.engine"]), err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--target", "desktop-rtx", "--out", "x"), "--out is for device kits; engines go into the bundle"),
+        (("--engine", "x.engine", "--precision", "fp16"), "--precision says nothing about an engine that is"),
+        (("--engine", "x.engine", "--kit", "--dla", "0"), "--kit, --dla says nothing about an engine"),
+        (("--target", "desktop-torch-tensorrt", "--kit"), "--kit is not for torch-tensorrt"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], message: str
+) -> None:
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("it was started all the same")
+
+    for name in ("build.build", "kit.take_engine", "torch_tensorrt.compile_run"):
+        monkeypatch.setattr(f"hfd_edge.deploy.{name}", never)
+    status, _, err = call("build", bundle, *options)
+    assert status == 1
+    assert message in " ".join(err.split())
+
+
 def test_torch_tensorrt_compiles_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 

@@ -132,3 +132,5 @@ def test_mistakes(bundle: Path, data: Path) -> None:
     assert code == 1 and "choose one of entropy, max, mse, percentile" in err
     code, _, err = call("quantize", bundle, "--data", data, "--max-drop", "-1")
     assert code == 2 and "--max-drop" in err
+    code, _, err = call("quantize", bundle, "--data", data, "--max-class-drop", "0.5")
+    assert code == 2 and "--max-class-drop" in err and "--max-drop" in err

@@ -336,14 +336,18 @@ def test_engines_are_listed(make_thresholds: Make, folder: PairFolder) -> None:
             "engines/bare.engine": b"1",
             "engines/torn.engine": b"1",
             "engines/torn.json": b"{",
+            "engines/gone.engine": b"1",
         },
-        engines={name: f"engines/{name}.engine" for name in ("now", "old", "bare", "torn")},
+        engines={name: f"engines/{name}.engine" for name in ("now", "old", "bare", "torn", "gone")},
     )
-    now, old, bare, torn = compare(bundle, folder, threads=1).engines
+    (bundle.path / "engines" / "gone.engine").unlink()  # copied without its large files
+    now, old, bare, torn, gone = compare(bundle, folder, threads=1).engines
     assert (now.name, now.bytes, now.weights_bytes, now.activation_bytes) == ("now", 5, 3615752, 1000)
     assert (now.compute_capabilities, now.version, now.target) == ((75, 86), "1.7.1", "desktop")
     assert (now.current, old.current, bare.current) == (True, False, None)
     assert now.not_run == "needs backend tensorrt_rtx; here: onnxruntime"
     assert "bare.engine has no sidecar" in str(bare.not_run)
     assert "torn.json is damaged" in str(torn.not_run)
+    assert "gone.engine is missing. Copy the bundle again, or build" in str(gone.not_run)
+    assert gone.bytes == 0
     assert (bare.bytes, bare.weights_bytes, bare.compute_capabilities) == (1, None, ())

@@ -251,6 +251,53 @@ def test_a_class_that_no_training_label_shows(make_folder: MakeFolder) -> None:
     assert "No label of train holds 'town' (2 labels read): a network cannot learn" in finding.text
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_labels_that_know_nothing(make_folder: MakeFolder, split: str) -> None:
+    """A training refuses them after its first epoch."""
+    root = make_folder()
+    for path in (root / split / "label").iterdir():
+        write_image(path, np.full((24, 17), 255, np.uint8))
+    finding = only(root)
+    assert (finding.level, finding.where) == ("fault", split)
+    assert f"labels of {split} hold nothing but ignore_index 255: nothing can be trained." in finding.text
+
+
+def test_test_labels_that_know_nothing_are_a_warning(make_folder: MakeFolder) -> None:
+    root = make_folder()
+    write_image(root / "test" / "label" / "d.png", np.full((24, 17), 255, np.uint8))
+    finding = only(root)
+    assert (finding.level, finding.where) == ("warning", "test")
+    assert "The 1 labels of test hold nothing but ignore_index 255: nothing can be scored." in finding.text
+
+
+@pytest.mark.parametrize("layout", ["splits", "pool"])
+def test_a_training_needs_a_validation_split(make_folder: MakeFolder, layout: str) -> None:
+    root = make_folder(layout=layout)
+    if layout == "splits":
+        (root / "val").rename(root / "valid")
+        where = "val"
+    else:
+        (root / "splits" / "event" / "val.txt").unlink()
+        where = "event/val"
+    finding = only(root)
+    assert (finding.level, finding.where) == ("fault", where)
+    assert f"There is no {where}, and training cannot choose its best epoch without." in finding.text
+
+
+def test_a_folder_for_scoring_alone_needs_no_other_split(make_folder: MakeFolder) -> None:
+    root = make_folder()
+    shutil.rmtree(root / "train")
+    shutil.rmtree(root / "val")
+    assert check(root) == ()
+
+
+def test_a_list_from_an_editor_that_marks_utf8(make_folder: MakeFolder) -> None:
+    root = make_folder(layout="pool")
+    path = root / "splits" / "event" / "train.txt"
+    path.write_text(path.read_text(), "utf-8-sig")
+    assert check(root) == ()
+
+
 def test_gamma0_is_read_as_sigma0(make_folder: MakeFolder) -> None:
     root = make_folder(units="sigma0_db")
     path = root / "dataset.toml"

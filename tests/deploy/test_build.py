@@ -72,6 +72,27 @@ def test_building_again_replaces(bundle: Bundle, engine: Path) -> None:
     Bundle.open(bundle.path).verify()
 
 
+def test_an_inspector_that_answers_nonsense_costs_no_engine(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hfd_edge.deploy.engine.inspect_engine", lambda trt, blob: ("Layer(Reformat)", ""))
+    (record,) = build(bundle, ADA, precisions=("fp32",))
+    assert record.layers is None
+    assert "gave something else than JSON with Layers" in record.note
+    Bundle.open(bundle.path).engine("rtx-ada-fp32")
+
+
+def test_layers_of_an_earlier_engine_do_not_stay(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Built where there is a GPU, then again where there is none."""
+    said = ['{"Layers": ["conv"]}', ""]
+    monkeypatch.setattr("hfd_edge.deploy.engine.inspect_engine", lambda trt, blob: (said.pop(0), "no GPU"))
+    build(bundle, ADA, precisions=("fp32",))
+    (record,) = build(Bundle.open(bundle.path), ADA, precisions=("fp32",))
+    layers = Bundle.open(bundle.path).file("engines/rtx-ada-fp32.layers.json")
+    assert json.loads(layers.read_text()) == {"Layers": [], "note": "no GPU"}
+    assert (record.layers, record.note) == (None, "no GPU")
+
+
 def test_a_cancelled_build_leaves_nothing(bundle: Bundle, snapshot: Snapshot) -> None:
     before = snapshot(bundle.path)
 

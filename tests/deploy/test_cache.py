@@ -22,7 +22,6 @@ from hfd_edge.deploy.cache import (
     left_out,
     open_cache,
     read_cache,
-    require_cache,
     stored_cache,
     summary,
     version_number,
@@ -299,22 +298,6 @@ def test_a_cache_from_before_the_last_calibration(calibrated: Bundle) -> None:
     again = added.add({RECORD: write_record(record)})
     with pytest.raises(ExportError, match="is of another calibration record"):
         stored_cache(again, tensorrt="8.5.2")
-
-
-def test_a_required_cache_is_written_when_it_is_missing_or_outdated(
-    calibrated: Bundle,
-) -> None:
-    first = require_cache(calibrated, tensorrt="8.5.2")
-    assert require_cache(first, tensorrt="8.5.2") is first
-    record = make_record(calibrated.manifest.files["model.fp32.onnx"], amax={"sar": 2.0})
-    again = require_cache(first.add({RECORD: write_record(record)}), tensorrt="8.5.2")
-    assert open_cache(stored_cache(again, tensorrt="8.5.2")[0]).amax == pytest.approx({"sar": 2.0})
-    with pytest.raises(ExportError, match="reads no calibration caches"):
-        require_cache(again, tensorrt="11.4.1")
-    path = again.path / cache_name("8.5.2")
-    path.write_text(path.read_text().replace("sar: 3", "sar: 4"))
-    with pytest.raises(BundleError, match="was changed"):
-        require_cache(again, tensorrt="8.5.2")
 
 
 def test_a_cache_that_was_edited(calibrated: Bundle) -> None:

@@ -189,9 +189,24 @@ def test_an_operator_that_tensorrt_refuses_is_named(tmp_path: Path) -> None:
     )
     path = tmp_path / "model.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), path)
-    message = r"cannot use model\.onnx: node align/Unique \(Unique\) is not supported.*--warp gather"
+    message = r"cannot use model\.onnx: node align/Unique \(Unique\) is not supported\. .*--warp gather"
     with pytest.raises(EngineError, match=message):
         build_engine(path, target=ADA)
+
+
+def test_a_refused_attribute_is_named(tmp_path: Path) -> None:
+    pool = helper.make_node(
+        "MaxPool", ["sar"], ["logits"], name="fine.0/MaxPool", kernel_shape=[2, 2], dilations=[2, 2]
+    )
+    shapes = {"sar": ["batch", 2, 32, 32], "logits": ["batch", 2, 30, 30]}
+    sar, logits = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes[name]) for name in shapes)
+    graph = helper.make_graph([pool], "g", [sar], [logits])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), tmp_path / "model.onnx")
+    with pytest.raises(
+        EngineError, match=r"\(MaxPool\) is not supported: .*dilations other than 1"
+    ) as caught:
+        build_engine(tmp_path / "model.onnx", target=ADA)
+    assert str(caught.value).count("dilations other than 1") == 1  # the parser says it twice
 
 
 @pytest.mark.parametrize("kind", ["QuantizeLinear", "DequantizeLinear"])

@@ -11,8 +11,9 @@ import pytest
 
 from hfd_edge.bundle import Bundle
 from hfd_edge.datasets.folder import PairFolder
+from hfd_edge.deploy import gate as room
 from hfd_edge.deploy.calibration import collect
-from hfd_edge.deploy.gate import Bound, gate, one_only_harm
+from hfd_edge.deploy.gate import Bound, Verdict, gate, one_only_harm
 from hfd_edge.deploy.precision import place, ranges
 from hfd_edge.deploy.qdq import int8_model, layers, quantized_tensors
 from hfd_edge.deploy.quantize import quantize
@@ -67,8 +68,10 @@ def test_plain_maxima_destroy_it_and_the_bound_brings_it_back(own: Bundle, pairs
     plain = quantize(own, pairs, method="max", tiles=4)
     bench = Bench(plain, pairs)
     assert bench.reference.miou > 0.97
+    before = {}
     for precision in ("int8", "int8_fp16"):
-        assert bench.drop(plain.model(precision)).miou_points > 5
+        before[precision] = bench.drop(plain.model(precision)).miou_points
+        assert before[precision] > 5
 
     gated = quantize(plain, pairs, method="max", tiles=4, max_drop=0.5)
     record = read_record(gated)
@@ -81,7 +84,7 @@ def test_plain_maxima_destroy_it_and_the_bound_brings_it_back(own: Bundle, pairs
         assert drop.worst_class_points <= 1.5
         figures = gated.manifest.metrics[precision]["gate"]
         assert figures["after"]["miou_points"] == pytest.approx(drop.miou_points)
-        assert figures["before"]["miou_points"] > 5
+        assert figures["before"]["miou_points"] == pytest.approx(before[precision])
         assert (figures["kept_layers"], figures["layers"], figures["tiles"]) == (2, 7, 8)
     alone = one_only_harm(place(gated.model("fp32"), bench.tile(0)), record.amax, bench)
     assert reasons["fuse"] == f"accuracy gate: alone it costs {alone['fuse']:.2f} points"
@@ -172,3 +175,64 @@ def test_the_gate_needs_labels(own: Bundle, pairs: PairFolder, tmp_path: Path) -
     with pytest.raises(DatasetError, match="Split 'val' .* has no label files, so nothing can be scored"):
         quantize(own, PairFolder.open(bare), max_drop=0.5)
     assert json.loads((own.path / "manifest.json").read_text())["precisions"].keys() == {"fp32"}
+
+
+class Made:
+    """Stands in for models and bench: a drop for every choice of layers and of what the others compute in."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, drops: Callable[[frozenset[str], str], float]
+    ) -> None:
+        self.drops, self.class_points = drops, 0.0
+        monkeypatch.setattr(room, "layers", lambda placed: placed)
+        monkeypatch.setattr(
+            room, "int8_model", lambda placed, amax, *, keep, rest="fp32": (frozenset(keep), rest)
+        )
+
+    def __len__(self) -> int:
+        return 4
+
+    def drop(self, model: tuple[frozenset[str], str], **_: object) -> Drop:
+        return Drop(self.drops(*model), "land", self.class_points, 0.0, 0.0, 0.0)
+
+    def decide(self, names: str) -> Verdict:
+        harm = {name: float(-rank) for rank, name in enumerate(names)}
+        return gate(tuple(names), {}, self, bound=Bound(), harm=harm)  # type: ignore[arg-type]
+
+
+def test_both_int8_models_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What FP16 needs in addition must not take the model with FP32 out of its bound."""
+
+    def drops(keep: frozenset[str], rest: str) -> float:
+        passing = {"fp32": ({"a"}, {"a", "b", "c"}), "fp16": ({"a", "b"}, {"a", "b", "c"})}
+        return 0.1 if keep in passing[rest] else 3.0
+
+    verdict = Made(monkeypatch, drops).decide("abcd")
+    assert set(verdict.keep) == {"a", "b", "c"}
+    assert (verdict.after.miou_points, verdict.after_fp16.miou_points) == (0.1, 0.1)
+
+
+def test_layers_that_fp16_does_not_need_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Made(monkeypatch, lambda keep, rest: 0.1 if rest == "fp32" or "c" in keep else 3.0)
+    verdict = made.decide("abcdef")
+    assert verdict.keep == ("c",)
+    # INT8 with FP32 would have passed at once.
+    assert (verdict.before.miou_points, verdict.before_fp16.miou_points) == (0.1, 3.0)
+
+
+def test_a_class_that_loses_too_much_is_told_with_its_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Made(monkeypatch, lambda keep, _: 0.3 - len(keep) / 100)
+    made.class_points = 9.0
+    with pytest.raises(
+        ExportError, match=r"loses 0\.\d\d \(9\.00 for land\)\. Allow that with --max-class-drop,"
+    ):
+        made.decide("abcd")
+
+
+def test_fp16_alone_out_of_bounds_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Made(monkeypatch, lambda keep, rest: 0.1 if rest == "fp32" else 2.0 - len(keep) / 10)
+    with pytest.raises(
+        ExportError,
+        match=r"all 4 layers in INT8 it loses 2\.00 .*keeps 3 of them .* loses 1\.70 .* with --max-drop, cal",
+    ):
+        made.decide("abcd")

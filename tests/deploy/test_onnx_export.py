@@ -10,8 +10,9 @@ import onnx
 import pytest
 import torch
 
-from hfd_edge.deploy.graph import session
+from hfd_edge.deploy.graph import load, producers, session
 from hfd_edge.deploy.onnx_export import OPSET, check_parity, export_network, fold_constants
+from hfd_edge.deploy.shapes import infer
 from hfd_edge.errors import ExportError, MissingExtraError, StorageError
 from hfd_edge.raster.logits import labels_from_logits
 
@@ -47,6 +48,22 @@ def test_parity(mini: Mini, mini_onnx: Path) -> None:
 def test_parity_of_the_gather_form(gather_onnx: Path) -> None:
     assert "GridSample" not in {node.op_type for node in onnx.load(gather_onnx).graph.node}
     assert check_parity(make_mini(method="gather"), gather_onnx, **SHAPE) < 1e-5
+
+
+def test_indices_of_the_gather_form_are_whole_numbers_all_along(gather_onnx: Path) -> None:
+    """TensorRT 8.2 cannot keep layers in FP32, and FP16 rounds whole numbers above 2048."""
+    model = load(gather_onnx)
+    tensors, made = infer(model), producers(model)
+    products = 0
+    for gather in [node for node in model.graph.node if node.op_type == "GatherElements"]:
+        waiting = [gather.input[1]]
+        while waiting:
+            node = made.get(waiting.pop())
+            if node is not None and node.op_type != "Cast":
+                assert tensors[node.output[0]].dtype == "INT64", node.name
+                products += node.op_type == "Mul"
+                waiting.extend(node.input)
+    assert products
 
 
 def test_a_damaged_weight_is_found(mini: Mini, mini_onnx: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from hfd_edge.deploy.graph import session
-from hfd_edge.deploy.opset import lower_opset, opset_of, without_qdq
+from hfd_edge.deploy.opset import lower_opset, opset_of
 from hfd_edge.errors import ExportError
 
 from .conftest import make_tiles
@@ -201,69 +201,3 @@ def test_what_is_not_standard_onnx() -> None:
         lower_opset(model_of(custom), 13)
     with pytest.raises(ExportError, match="Opset is 12, but models are written for 13 and later"):
         lower_opset(model_of(helper.make_node("Relu", ["x"], ["y"])), 12)
-
-
-def test_without_qdq(mini_onnx: Path) -> None:
-    model = onnx.load(mini_onnx)
-    explicit = quantised(model)
-    plain = without_qdq(explicit)
-    assert [node.op_type for node in plain.graph.node] == [node.op_type for node in model.graph.node]
-    assert [node.name for node in plain.graph.node] == [node.name for node in model.graph.node]
-    # Weights keep their 8 bits, activations do not.
-    expected = onnx.ModelProto()
-    expected.CopyFrom(model)
-    weight = next(item for item in expected.graph.initializer if item.name == "fine.1.0.weight")
-    values = numpy_helper.to_array(weight)
-    scales = (np.abs(values).max((1, 2, 3)) / 127).astype(np.float32)[:, None, None, None]
-    weight.CopyFrom(
-        numpy_helper.from_array((np.rint(values / scales) * scales).astype(np.float32), weight.name)
-    )
-    np.testing.assert_array_equal(run(plain), run(expected))
-    assert np.abs(run(plain) - run(explicit)).max() > 1e-3
-    assert {item.data_type for item in plain.graph.initializer} <= {FLOAT, TensorProto.INT64}
-
-
-def test_weights_behind_quantize_linear_are_rounded_as_they_were() -> None:
-    weight = np.random.default_rng(0).normal(size=(3, 2, 1, 1)).astype(np.float32)
-    scale = (np.abs(weight).max((1, 2, 3)) / 127).astype(np.float32)
-    constants = {"w": weight, "s": scale, "z": np.zeros(3, np.int8)}
-    nodes = [
-        helper.make_node("QuantizeLinear", ["w", "s", "z"], ["c"], name="q", axis=0),
-        helper.make_node("DequantizeLinear", ["c", "s", "z"], ["f"], name="d", axis=0),
-        helper.make_node("Conv", ["x", "f"], ["y"], name="conv"),
-    ]
-    model = model_of(*nodes, constants=constants)
-    plain = without_qdq(model)
-    assert [node.op_type for node in plain.graph.node] == ["Conv"]
-    pixels = np.random.default_rng(1).normal(size=(1, 2, 4, 4)).astype(np.float32)
-    np.testing.assert_allclose(run(plain, x=pixels), run(model, x=pixels), rtol=1e-6, atol=1e-6)
-
-
-def test_a_model_without_qdq_stays_as_it_is(mini_onnx: Path) -> None:
-    model = onnx.load(mini_onnx)
-    assert without_qdq(model).graph.node == model.graph.node
-
-
-def test_a_dequantised_output_keeps_its_name() -> None:
-    constants = {"s": np.array(0.1, np.float32), "z": np.array(0, np.int8)}
-    nodes = [
-        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], name="q"),
-        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"], name="d"),
-    ]
-    plain = without_qdq(model_of(*nodes, constants=constants))
-    pixels = np.random.default_rng(1).normal(size=(1, 2, 4, 4)).astype(np.float32)
-    np.testing.assert_array_equal(run(plain, x=pixels), pixels)
-
-
-def test_codes_that_something_else_reads() -> None:
-    constants = {"s": np.array(0.1, np.float32), "z": np.array(0, np.int8)}
-    quantize = helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], name="q")
-    cast = helper.make_node("Cast", ["q"], ["y"], name="peek", to=FLOAT)
-    with pytest.raises(ExportError, match="Cast peek reads the codes of q, expected DequantizeLinear only"):
-        without_qdq(model_of(quantize, cast, constants=constants))
-    move = helper.make_node("Identity", ["q"], ["r"], name="move")
-    back = helper.make_node("DequantizeLinear", ["r", "s", "z"], ["y"], name="d")
-    with pytest.raises(
-        ExportError, match="d dequantises the output of Identity move, expected QuantizeLinear"
-    ):
-        without_qdq(model_of(quantize, move, back, constants=constants))

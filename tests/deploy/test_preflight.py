@@ -16,8 +16,9 @@ from hfd_edge.bundle import Bundle
 from hfd_edge.datasets.folder import PairFolder
 from hfd_edge.deploy import checks
 from hfd_edge.deploy.graph import load
-from hfd_edge.deploy.plan import device_model, fold_constants, layer_types, make_plan, record_of
+from hfd_edge.deploy.plan import device_model, layer_types, make_plan, record_of
 from hfd_edge.deploy.preflight import Finding, Preflight, preflight
+from hfd_edge.deploy.record import RECORD, write_record
 from hfd_edge.deploy.shapes import infer
 from hfd_edge.deploy.targets import Target, list_targets, load_target
 from hfd_edge.errors import EngineError
@@ -218,6 +219,21 @@ def test_the_dla(ready: Bundle) -> None:
     assert "INT8 ranges of its tensors differ" in int8.dla.reasons
 
 
+def test_what_int8_keeps_in_fp32_does_not_run_on_the_dla(ready: Bundle, tmp_path: Path) -> None:
+    record = record_of(ready)
+    assert record is not None
+    gated = record.kept[0].model_copy(update={"node": "merge.0"})
+    content = record.model_copy(update={"kept": (*record.kept, gated)})
+    bundle = Bundle.open(shutil.copytree(ready.path, tmp_path / "gated.hfd"))
+    bundle = bundle.add({RECORD: write_record(content)})
+    devices = {}
+    for precision in ("int8", "int8_fp16"):
+        placed = preflight(bundle, ORIN, precision=precision, dla_core=0).dla
+        assert placed is not None
+        devices[precision] = next(layer.device for layer in placed.layers if layer.node == "merge.0")
+    assert devices == {"int8": "GPU", "int8_fp16": "DLA"}
+
+
 def test_many_pieces_are_a_warning_only_where_the_dla_is_asked_for(
     ready: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,29 +275,6 @@ def test_the_device_model_gives_the_same_numbers(
         for source in (model.SerializeToString(), str(bundle.model(plan.source)))
     )
     np.testing.assert_allclose(found, expected, atol=1e-6)
-
-
-def test_arithmetic_on_constants_is_done_beforehand_but_for_quantisers() -> None:
-    nodes = [
-        node("Unsqueeze", ["grid", "axes"], "a"),  # DOUBLE, as the exporter writes sampling grids
-        node("Cast", ["a"], "b", to=onnx.TensorProto.FLOAT),
-        node("DequantizeLinear", ["w", "s", "z"], "c"),
-        node("Conv", ["sar", "c"], "d"),
-        node("Add", ["d", "b"], "logits"),
-    ]
-    constants = {
-        "grid": np.full((4, 8, 8), 0.5),
-        "axes": np.array([0]),
-        "w": np.ones((4, 4, 1, 1), np.int8),
-        "s": np.float32(0.1),
-        "z": np.int8(0),
-    }
-    model = make_graph(nodes, constants, [1, 4, 8, 8])
-    fold_constants(model)
-    assert [item.op_type for item in model.graph.node] == ["DequantizeLinear", "Conv", "Add"]
-    found = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
-    assert set(found) == {"b", "w", "s", "z"}
-    np.testing.assert_array_equal(found["b"], np.full((1, 4, 8, 8), 0.5, np.float32))
 
 
 def test_layers_that_flags_alone_would_spoil(ready: Bundle) -> None:

@@ -16,6 +16,7 @@ from hfd_edge.bundle import Bundle
 from hfd_edge.datasets.folder import PairFolder
 from hfd_edge.deploy import quantize as room
 from hfd_edge.deploy.calibration import float_tensors
+from hfd_edge.deploy.gate import Bound
 from hfd_edge.deploy.graph import load, quantizers
 from hfd_edge.deploy.precision import Agreement
 from hfd_edge.deploy.qdq import layers, quantized_tensors
@@ -119,6 +120,11 @@ def test_options_out_of_range(bundle: Bundle, folder: PairFolder, options: dict[
         quantize(bundle, folder, **options)  # type: ignore[arg-type]
 
 
+def test_two_bounds_are_one_too_many(bundle: Bundle, folder: PairFolder) -> None:
+    with pytest.raises(ExportError, match=r"max_drop 0\.5 and the bound 1 mIoU points .* Give one of them"):
+        quantize(bundle, folder, bound=Bound(miou_points=1), max_drop=0.5)
+
+
 def test_a_changed_model(bundle: Bundle, folder: PairFolder) -> None:
     with (bundle.path / "model.fp32.onnx").open("ab") as stream:
         stream.write(b"x")
@@ -197,6 +203,19 @@ def test_a_selection_is_used_unless_tiles_are_asked_for(bundle: Bundle, folder: 
     assert (record.selection, record.tiles, record.requested_tiles) == ("random", chosen.tiles, 3)
     record = read_record(quantize(bundle, folder, tiles=2))
     assert (record.selection, record.requested_tiles) == ("even", 2)
+    even = select(folder, PREPROCESSING, tile_px=TILE, count=3, method="even")
+    record = read_record(quantize(store_selection(bundle, even), folder))
+    assert (record.selection, record.tiles, record.requested_tiles) == ("even", even.tiles, 3)
+
+
+def test_the_gate_refuses_to_score_on_what_calibrated(bundle: Bundle, folder: PairFolder) -> None:
+    chosen = select(folder, PREPROCESSING, tile_px=TILE, count=3, split="val")
+    bundle = store_selection(bundle, chosen)
+    with pytest.raises(
+        ExportError, match=r"tiles of .* are of split 'val', which the accuracy gate .* calibrate select"
+    ):
+        quantize(bundle, folder, max_drop=0.5)
+    assert read_record(quantize(bundle, folder)).split == "val"  # nothing is scored, so it may be
 
 
 def with_learnt(bundle: Bundle, content: object) -> Bundle:
@@ -243,5 +262,8 @@ def test_an_earlier_sensitivity_ranks_the_layers(
         quantize(made, folder, tiles=2, max_drop=0.5)
     with pytest.raises(ZeroDivisionError):  # other ranges: what was measured does not count
         quantize(made, folder, tiles=2, method="max", max_drop=0.5)
+    made = store_sensitivity(made, measure_sensitivity(made, folder, tiles=1, split="train"))
+    with pytest.raises(ZeroDivisionError):  # nor what other tiles than the held-out ones said
+        quantize(made, folder, tiles=2, max_drop=0.5)
     assert set(seen[0]) >= {"coarse.0", "merge.0"}
-    assert seen[1] is None
+    assert seen[1:] == [None, None]

@@ -120,6 +120,6 @@ def test_rows_and_report(found: Sensitivity, tmp_path: Path, capsys: pytest.Capt
     show_sensitivity(found)
     printed = capsys.readouterr().out
     assert printed.index("fuse") < printed.index("second") < printed.index("stem")
-    plot_sensitivity(found, tmp_path / "s.png", title="hostile")
+    plot_sensitivity(found, tmp_path / "s.png", title="a name, no formula: $\\bad{$")
     assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
     assert [item.name for item in tmp_path.iterdir()] == ["s.png"]

@@ -31,19 +31,21 @@ JETPACK = {
 }
 # onnx-tensorrt's operator list of each release; from 10.0 on a lower bound.
 OPSET = {(8, 2): 13, (8, 5): 17, (8, 6): 17, (10, 3): 20, (10, 13): 20, (10, 16): 20, (11, 4): 25}
-# DLA cores and compute capability of the modules, from their data sheets.
+# Compute capability, DLA cores and memory (GB) of the smallest module, from their data sheets.
 BOARDS = {
-    "nano": (53, 0),
-    "tx2": (62, 0),
-    "xavier-nx": (72, 2),
-    "xavier-agx": (72, 2),
-    "orin-nano-4gb": (87, 0),
-    "orin-nano": (87, 0),
-    "orin-nx-8gb": (87, 1),
-    "orin-nx": (87, 2),
-    "orin-agx": (87, 2),
-    "thor": (110, 0),
+    "nano": (53, 0, 4),
+    "tx2": (62, 0, 4),
+    "xavier-nx": (72, 2, 8),
+    "xavier-agx": (72, 2, 16),
+    "orin-nano-4gb": (87, 0, 4),
+    "orin-nano": (87, 0, 8),
+    "orin-nx-8gb": (87, 1, 8),
+    "orin-nx": (87, 2, 16),
+    "orin-agx": (87, 2, 32),
+    "thor": (110, 0, 64),
 }
+# The JetPacks that share a profile, because their TensorRT is the same.
+RELEASES = {"4.6": "4.6.1 to 4.6.6", "5.1": "5.1.x", "6.2": "6.1 and 6.2", "7.0": "7.0 and 7.1"}
 TARGETS = [load_target(name) for name in list_targets()]
 JETSONS = [target for target in TARGETS if target.jetson]
 
@@ -80,7 +82,17 @@ def test_jetsons_agree_with_their_jetpack(target: Target) -> None:
     tensorrt, cuda, python, capabilities = JETPACK[target.jetpack]
     assert target.tensorrt == ("11.4.1" if suffix.endswith("-trt11") else tensorrt)
     assert (target.cuda, target.python) == (cuda, python)
-    capability, cores = BOARDS[board]
+    capability, cores, memory = BOARDS[board]
+    assert target.memory_mb == memory * 1024
+    named, release = target.description.split(", JetPack ")
+    assert release.startswith(RELEASES.get(target.jetpack, target.jetpack))
+    assert f"JetPack {target.jetpack}" in target.source
+    siblings = [other for other in JETSONS if other.name.split("-jp")[0] == board]
+    assert {other.description.split(", JetPack ")[0] for other in siblings} == {named}
+    assert {other.workspace_mb for other in siblings} == {target.workspace_mb}
+    # A DLA takes no dynamic shapes; without one a board has the same batches with every JetPack.
+    batches = {other.batch for other in siblings if bool(other.dla_cores) == bool(target.dla_cores)}
+    assert batches == {target.batch}
     assert target.compute_capabilities == (capability,) and capability in capabilities
     # TensorRT's DLA guide: 10.7 was the last of the 10 series with DLA, 11.4.1 has it again.
     version = target.tensorrt_version
@@ -105,6 +117,25 @@ def test_opset_and_int8_fit_the_tensorrt(target: Target) -> None:
         assert target.default_precision == "int8_fp16"
 
 
+@pytest.mark.parametrize(
+    ("prefix", "own"),
+    [
+        ("tensorrt-", {"name", "description", "compute_capabilities", "memory_mb"}),
+        ("rtx-", {"name", "description", "compute_capabilities", "memory_mb"}),
+    ],
+)
+def test_profiles_of_one_kind_differ_only_in_the_gpu(prefix: str, own: set[str]) -> None:
+    common = [target.model_dump(exclude=own) for target in TARGETS if target.name.startswith(prefix)]
+    assert len(common) > 1
+    assert all(values == common[0] for values in common)
+
+
+def test_smallest_cards() -> None:
+    """GeForce RTX 2060, RTX 3050 Laptop, RTX 500 Ada Laptop, RTX PRO 500 Blackwell Laptop: data sheets."""
+    smallest = {"rtx-turing": 6, "rtx-ampere": 4, "rtx-ada": 4, "rtx-blackwell": 6}
+    assert {name: load_target(name).memory_mb // 1024 for name in smallest} == smallest
+
+
 def test_the_desktop_profile_covers_every_generation() -> None:
     desktop = load_target("desktop-rtx")
     parts = [load_target(name) for name in list_targets() if name.startswith("rtx-")]
@@ -113,7 +144,9 @@ def test_the_desktop_profile_covers_every_generation() -> None:
     assert set().union(*(part.compute_capabilities for part in parts)) == capabilities
     assert sum(len(part.compute_capabilities) for part in parts) == len(capabilities)
     assert desktop.memory_mb == min(part.memory_mb for part in parts)
-    assert {part.default_precision for part in (desktop, *parts)} == {"fp16"}
+    for name in ("opset_max", "int8", "precisions", "default_precision", "batch", "workspace_mb", "source"):
+        assert {getattr(part, name) for part in parts} == {getattr(desktop, name)}, name
+    assert desktop.default_precision == "fp16"
     assert {part.tensorrt_version for part in (desktop, *parts)} == {None}
     assert desktop.grid_sample and desktop.strongly_typed and not desktop.jetson
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 
@@ -10,8 +9,10 @@ import pytest
 
 from hfd_edge.bundle import Bundle
 from hfd_edge.deploy.build import build, can_build_here
+from hfd_edge.deploy.engine import compiler_version
 from hfd_edge.deploy.targets import Target
 from hfd_edge.engine_record import check_engine
+from hfd_edge.errors import MissingExtraError
 from hfd_edge.gpu import find_gpu
 from hfd_edge.runtime.engines import open_engine
 
@@ -23,11 +24,11 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(GPU is None, reason="no NVIDIA
 
 def target_here(flavour: str) -> Target:
     """This machine as a target."""
-    module = importlib.import_module(flavour)
-    if not hasattr(module, "Builder"):
-        pytest.skip(f"{flavour} is not installed, only its type stubs")
+    try:
+        version = ".".join(compiler_version(flavour).split(".")[:3])
+    except MissingExtraError as error:
+        pytest.skip(str(error))
     assert GPU is not None
-    version = ".".join(module.__version__.split(".")[:3])
     return Target.model_validate(
         {
             "name": "here",
@@ -45,7 +46,6 @@ def target_here(flavour: str) -> Target:
 
 @pytest.fixture(params=["tensorrt", "tensorrt_rtx"])
 def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Target:
-    pytest.importorskip(request.param, reason=f"{request.param} is not installed")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return target_here(request.param)
 

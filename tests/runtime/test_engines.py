@@ -130,6 +130,14 @@ def test_what_rtx_says(use: Callable[..., World], bundle: Bundle, caplog: pytest
     assert "runs here, but not at full speed; build it again with: hfd-edge build" in caplog.text
 
 
+@pytest.mark.parametrize("version", ["8.6.2", "10.3.0", "11.4.1"])
+def test_a_driver_that_is_too_old(use: Callable[..., World], bundle: Bundle, version: str) -> None:
+    """There is a GPU, but TensorRT's runtime does not start on it."""
+    use(version).gpu = False
+    with pytest.raises(EngineError, match="could not load engine orin-fp32: CUDA initialization failure"):
+        open_engine(put_engine(bundle, version), NAME)
+
+
 @pytest.mark.parametrize("version", ALL)
 def test_what_tensorrt_refuses(use: Callable[..., World], bundle: Bundle, version: str) -> None:
     use(version)

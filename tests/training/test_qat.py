@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,11 @@ BASE = {
 
 
 def recipe(**sections) -> Recipe:
-    return Recipe.model_validate({**BASE, **{k: {**BASE.get(k, {}), **v} for k, v in sections.items()}})
+    return Recipe.model_validate({**BASE, **{k: _merged(k, v) for k, v in sections.items()}})
+
+
+def _merged(section: str, values: Any) -> Any:
+    return {**BASE.get(section, {}), **values} if isinstance(values, dict) else values
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +152,32 @@ def test_interrupted_it_goes_on_to_the_same_bits(runs: Path, qat: Run, pairs: Pa
     assert resumed.metrics()["history"] == qat.metrics()["history"]
 
 
+def test_interrupted_in_its_first_epoch_the_command_resumes_it(
+    runs: Path, qat: Run, pairs: Path, tmp_path: Path
+) -> None:
+    """Its start is the best so far, and there is no epoch to draw yet."""
+
+    def stop(done: float, total: float, text: str) -> None:
+        if text.startswith("student") and done == 2:
+            raise KeyboardInterrupt
+
+    folder, options = PairFolder.open(pairs), {"start": runs / "student", "teacher": runs / "teacher"}
+    with pytest.raises(KeyboardInterrupt):
+        train_qat(folder, recipe(), tmp_path / "run", progress=stop, **options)
+    arguments = ["--data", pairs, "--teacher", runs / "teacher", "--qat", runs / "student", "--resume"]
+    arguments += ["--out", tmp_path / "run"]
+    recipe_file = tmp_path / "run" / "recipe.toml"
+    result = CliRunner().invoke(app, ["train", "student", *map(str, [recipe_file, *arguments])])
+    assert result.exit_code == 0, result.output
+    assert Run.open(tmp_path / "run").metrics()["history"] == qat.metrics()["history"]
+
+
+def test_one_that_diverges_names_its_own_rate(runs: Path, pairs: Path, tmp_path: Path) -> None:
+    settings = recipe(qat={"learning_rate": 1e30}, distill={"method": "none"})
+    with pytest.raises(RecipeError, match=r"training has diverged. Lower qat.learning_rate, or"):
+        train_qat(PairFolder.open(pairs), settings, tmp_path / "run", start=runs / "student")
+
+
 def test_resume_refuses_another_start_or_qat_recipe(runs: Path, pairs: Path, tmp_path: Path) -> None:
     folder, teacher = PairFolder.open(pairs), runs / "teacher"
     shutil.copytree(runs / "qat", tmp_path / "run")
@@ -188,6 +219,8 @@ def test_what_cannot_be_continued_is_refused(runs: Path, pairs: Path, tmp_path: 
         RecipeError, match=r"speckle was 'none', is 'lee'; .*channels was 8, is 16.*own recipe"
     ):
         train_qat(folder, other, tmp_path / "run", start=runs / "student", teacher=teacher)
+    with pytest.raises(RecipeError, match=r"split was None, is 'spatial'.*own recipe"):
+        train_qat(folder, recipe(split="spatial"), tmp_path / "run", start=runs / "student", teacher=teacher)
     shutil.copytree(runs / "student", tmp_path / "unfinished")
     (tmp_path / "unfinished" / "best.safetensors").unlink()
     with pytest.raises(CheckpointError, match="has no weights yet. Finish it with --resume"):

@@ -25,7 +25,7 @@ class Backend(Protocol):
 
     Attributes:
         name: Backend name, for example "onnxruntime".
-        precision: "fp32", "fp16" or "int8".
+        precision: "fp32", "fp16", "int8" or "int8_fp16".
         batch: Most tiles that `run` takes at once.
     """
 
@@ -67,7 +67,7 @@ def open_backend(
         bundle: The bundle.
         backend: One of `BACKENDS`. "auto" takes what this version has and the device can run, and logs
             its choice; a backend that is named is used or refused.
-        precision: "fp32", "fp16", "int8", or "auto" for the fastest on this backend.
+        precision: "fp32", "fp16", "int8", "int8_fp16", or "auto" for the fastest on this backend.
         threads: CPU threads; None for one per core.
     Raises:
         BackendError: the backend is unknown or not available here, or it cannot load the model.

@@ -13,7 +13,7 @@ import types
 from dataclasses import dataclass, field
 from typing import Any
 
-from .behaviour import behaviours
+from .behaviour import CLASSES, Kind
 from .names import GENERATIONS, Names
 
 
@@ -25,6 +25,7 @@ class World:
         gpu: Whether there is one.
         capability: Of the GPU.
         refused: Operators that the parser refuses.
+        refusal: What it says about them; "false" is TensorRT's way to say nothing.
         fault: Logged as the reason for a build that fails.
         validity: What RTX says about an engine.
         diagnostics: Mask of reasons with it.
@@ -34,6 +35,7 @@ class World:
     gpu: bool = True
     capability: int = 87
     refused: tuple[str, ...] = ()
+    refusal: str = "false"
     fault: str = ""
     validity: str = "VALID"
     diagnostics: int = 0
@@ -57,7 +59,7 @@ def stand_in(version: str) -> tuple[Any, World]:
     return module, world
 
 
-def _strict(name: str, allowed: frozenset[str], behaviour: type) -> type:
+def _strict(name: str, allowed: frozenset[str], behaviour: type, kind: Kind) -> type:
     """A class with no public name beyond the allowed ones; those without behaviour refuse to be used."""
 
     def missing(*_: object, **__: object) -> None:
@@ -74,7 +76,8 @@ def _strict(name: str, allowed: frozenset[str], behaviour: type) -> type:
     private = {key: value for key, value in behaviour.__dict__.items() if key.startswith("_")}
     private.pop("__dict__", None)
     private.pop("__weakref__", None)
-    return type(name, (), {**private, **{key: public(key) for key in allowed}, "__setattr__": assign})
+    names = {key: public(key) for key in allowed}
+    return type(name, (), {**private, **names, "_kind": kind, "__setattr__": assign})
 
 
 def _enums(names: Names, rtx: bool) -> dict[str, Any]:
@@ -104,10 +107,14 @@ def _enums(names: Names, rtx: bool) -> dict[str, Any]:
 
 
 def _classes(version: str, names: Names, parts: dict[str, Any], world: World) -> dict[str, Any]:
-    made = {}
-    for name, behaviour in behaviours(version, parts, made, world).items():
-        allowed = names.get(name)
-        made[name] = behaviour if allowed is None else _strict(name, allowed, behaviour)
+    made: dict[str, Any] = {}
+    kind = Kind(version, parts, made, world)
+    for behaviour in CLASSES:
+        name, allowed = behaviour.__name__, names.get(behaviour.__name__)
+        if allowed is None:
+            made[name] = type(name, (behaviour,), {"_kind": kind})
+        else:
+            made[name] = _strict(name, allowed, behaviour, kind)
     return made
 
 
