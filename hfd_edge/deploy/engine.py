@@ -122,17 +122,19 @@ def can_build_here(target: Target) -> str | None:
     """
     if target.flavour == "torch_tensorrt":
         return f"torch-tensorrt compiles a run, not a bundle: hfd-edge build RUN --target {target.name}"
+    gpu = find_gpu()
+    if target.flavour == "tensorrt" and gpu is None:
+        # First: nobody should install TensorRT on a machine whose lack of a GPU then stops the build.
+        return "TensorRT compiles on the GPU that shall run the engine, and there is none here"
     try:
         trt = load_tensorrt(target.flavour, purpose=_PURPOSE)
     except MissingExtraError as error:
         return str(error)
     if ahead_of_time(trt):
         return None
+    assert gpu is not None
     if (reason := _other_version(trt, target)) is not None:
         return reason
-    gpu = find_gpu()
-    if gpu is None:
-        return "TensorRT compiles on the GPU that shall run the engine, and there is none here"
     if gpu.compute_capability not in target.compute_capabilities:
         wanted = ", ".join(f"sm_{capability}" for capability in target.compute_capabilities)
         return f"TensorRT compiles for the GPU that is here, sm_{gpu.compute_capability}, not for {wanted}"

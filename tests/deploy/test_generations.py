@@ -283,6 +283,12 @@ def test_no_gpu(use: Any, bundle: Bundle, mini_onnx: Path, version: str) -> None
         build(bundle, target, precisions=("fp32",))
 
 
+def test_without_a_gpu_nobody_is_told_to_install_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hfd_edge.deploy.engine.find_gpu", lambda: None)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert "there is none here" in str(can_build_here(load_target("orin-nx-jp62")))
+
+
 def test_a_driver_that_fails(use: Any, mini_onnx: Path) -> None:
     use("10.3.0").gpu = False
     with pytest.raises(EngineError, match="does not start: CUDA initialization failure.*Check the driver"):
@@ -311,6 +317,7 @@ def test_a_folder_named_tensorrt_is_no_tensorrt(
     mini_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Type stubs in site-packages, or a checkout beside the script, import as a namespace package."""
+    monkeypatch.setattr("hfd_edge.deploy.engine.find_gpu", lambda: GPU)
     (tmp_path / "tensorrt").mkdir()
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
