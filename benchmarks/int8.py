@@ -17,7 +17,6 @@ import argparse
 import json
 import shutil
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -98,19 +97,14 @@ def measure(lab: Lab, bench: Callable[[], Bench], case: str) -> dict[str, Any]:
     stored = _row(lab.args.work, case)
     if not stored.is_file():
         precision, method = CASES[case]
-        started = time.perf_counter()
         bundle = lab.bundle(case)
-        made = time.perf_counter() - started
         score = bench().score(bundle.model(precision), progress=lab.progress)
         drop = Drop.between(bench().reference, score)
         row = {"case": case, "precision": precision, "method": method, "backend": "onnxruntime"}
         row |= {"split": "test", **asdict(score)}
         row |= {"drop_points": drop.miou_points, "worst_class_drop_points": drop.worst_class_points}
-        row |= {
-            "boundary_drop_points": drop.boundary_points,
-            "size_bytes": bundle.model(precision).stat().st_size,
-        }
-        row |= {"making_s": round(made, 1)}
+        row |= {"boundary_drop_points": drop.boundary_points}
+        row |= {"size_bytes": bundle.model(precision).stat().st_size}
         if "int8" in precision:
             row["quantized_nodes"] = len(read_record(bundle).quantized_nodes)
         stored.parent.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _MEGABYTE = 1 << 20
 # The rest is for weights, and for what other programs take while the build runs.
 _SHARE_OF_FREE = 0.75
+_TURING = 75
 _MOVES_DATA = (
     "CONSTANT SHAPE SHUFFLE SLICE GATHER CONCATENATION CAST IDENTITY SELECT FILL SCATTER ASSERTION"
 ).split()
@@ -194,7 +195,7 @@ def _profile(
     builder: tensorrt.Builder, network: tensorrt.INetworkDefinition, target: Target
 ) -> tensorrt.IOptimizationProfile | None:
     """Shapes of the inputs for the target's batches; None if the model fixes its batch itself."""
-    sizes = (target.batch.min, target.batch.opt, target.batch.max)
+    sizes = [target.batch.min, target.batch.opt, target.batch.max]
     profile = builder.create_optimization_profile()
     varies = False
     for index in range(network.num_inputs):
@@ -203,6 +204,10 @@ def _profile(
         batch, rest = shape[0], [shape[axis] for axis in range(1, len(shape))]
         if batch == -1:
             varies = True
+            if target.flavour == "tensorrt_rtx" and _TURING in target.compute_capabilities:
+                # One size alone makes TensorRT-RTX 1.7.1 unroll by it for this generation: preset s took
+                # 177 MB of weights for one tile a call, 15 MB for one or two.
+                sizes[2] = max(sizes[2], sizes[0] + 1)
             set_shape: Any = profile.set_shape  # takes tuples for Dims, which the stubs do not say
             set_shape(tensor.name, *((size, *rest) for size in sizes))
         elif set(sizes) != {batch}:

@@ -124,7 +124,7 @@ def test_predict_does_not_overwrite_unasked(demo: Any, scene: Path, tmp_path: Pa
 def test_inspect_everything(demo: Any) -> None:
     _, out, _ = call("inspect", demo.bundle, "--json")
     found = json.loads(out)
-    assert set(found["precisions"]) == {"fp32", "fp16", "int8"}
+    assert set(found["precisions"]) == {"fp32", "fp16", "int8", "int8_fp16"}
     assert found["verified"] is True
     _, out, _ = call("inspect", demo.out / "runs" / "teacher", "--json")
     assert json.loads(out)["kind"] == "teacher"

@@ -111,10 +111,12 @@ def test_int8_weights_take_a_third_of_the_memory(tmp_path: Path) -> None:
     export_network(network, fp32, bands=BANDS, tile_px=TILE, head="quarter")
     _quantised(fp32, tmp_path, int8="fp32", int8_fp16="fp16")
     paths = {name: tmp_path / f"model.{name}.onnx" for name in ("fp32", "int8", "int8_fp16")}
-    # One batch alone: with scalar scales the compiler made INT8 weights 3.4 times those of FP32 there.
-    for target in (ADA, changed(ADA, batch={"min": 1, "opt": 1, "max": 1})):
+    # One size alone: scalar scales made INT8 weights 3.4 times those of FP32 there, and for Turing the
+    # compiler unrolled all precisions by it.
+    fixed = {"min": 1, "opt": 1, "max": 1}
+    for target in (ADA, changed(ADA, batch=fixed), changed(load_target("desktop-rtx"), batch=fixed)):
         memory = {name: build_engine(path, target=target).weights_bytes for name, path in paths.items()}
-        assert memory["fp32"] is not None and memory["fp32"] > 10_000_000
+        assert memory["fp32"] is not None and 10_000_000 < memory["fp32"] < 20_000_000
         for name in ("int8", "int8_fp16"):
             found = memory[name]
             assert found is not None and found <= 0.35 * memory["fp32"], memory
@@ -159,16 +161,19 @@ def test_an_exception_of_the_progress_passes_through(mini_onnx: Path) -> None:
 def test_an_interrupt_in_a_callback_cancels(mini_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C mostly arrives while TensorRT calls its logger, through which no exception can pass."""
     logger = type(tensorrt_logger(load_tensorrt("tensorrt_rtx", purpose="a test")))
-    usual = signal.getsignal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs of a shell
 
     def interrupted(self: Any, severity: Any, message: str) -> None:
         monkeypatch.undo()
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(logger, "log", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        build_engine(mini_onnx, target=ADA)
-    assert signal.getsignal(signal.SIGINT) is usual
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            build_engine(mini_onnx, target=ADA)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert build_engine(mini_onnx, target=ADA).content
 
 
