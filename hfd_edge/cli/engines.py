@@ -76,7 +76,7 @@ def build(
     """Build engines for a target, or a device kit that builds one there.
 
     TensorRT-RTX engines are built ahead of time: no GPU is needed. TensorRT engines are built on the GPU that
-    runs them: on this one if the target is this GPU, else by a device kit. Jetsons always take a kit: a
+    runs them: here if the target is this GPU (on a Jetson, that Jetson), else by a device kit. A kit is a
     folder with the model, the calibration cache, the exact trtexec command, and golden tiles by which the
     device checks its engine.
 
