@@ -174,8 +174,15 @@ def replace_initializers(model: Any, values: Mapping[str, NDArray[Any]]) -> None
                 f"The model has no constant {name} of shape {value.shape}. Export the run again."
             )
         kind = onnx.helper.tensor_dtype_to_np_dtype(found[name].data_type)
-        # Not np.ascontiguousarray, which makes a vector of a scalar: a per-tensor scale must stay one.
+        # Not np.ascontiguousarray, which makes a vector of a scalar: the shape must stay.
         found[name].CopyFrom(onnx.numpy_helper.from_array(np.array(value, kind, order="C"), name))
+
+
+def drop_unused_constants(model: Any) -> None:
+    """Remove constants that no node reads, in place."""
+    used = {name for node in model.graph.node for name in node.input}
+    for item in [item for item in model.graph.initializer if item.name not in used]:
+        model.graph.initializer.remove(item)
 
 
 def session(model: Any | Path, *, threads: int | None = None) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hfd_edge.deploy.graph import onnx_package
+from hfd_edge.deploy.graph import drop_unused_constants, onnx_package
 from hfd_edge.errors import ExportError
 
 LOWEST = 13
@@ -76,7 +76,7 @@ def lower_opset(model: Any, opset: int) -> Any:
     del lowered.opset_import[:]
     lowered.opset_import.append(onnx.helper.make_opsetid("", opset))
     lowered.ir_version = onnx.helper.find_min_ir_version_for(lowered.opset_import)
-    _drop_unused_constants(lowered)
+    drop_unused_constants(lowered)
     _check(lowered, f"The model lowered to opset {opset}")
     return lowered
 
@@ -218,12 +218,6 @@ def _element_types(model: Any) -> dict[str, str]:
 def _remove_attribute(node: Any, name: str) -> None:
     for item in [item for item in node.attribute if item.name == name]:
         node.attribute.remove(item)
-
-
-def _drop_unused_constants(model: Any) -> None:
-    used = {name for node in model.graph.node for name in node.input}
-    for item in [item for item in model.graph.initializer if item.name not in used]:
-        model.graph.initializer.remove(item)
 
 
 def _check(model: Any, what: str) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfd_edge.deploy.graph import (
+    drop_unused_constants,
     high_precision_nodes,
     onnx_package,
     producers,
@@ -151,9 +152,7 @@ def drop_unused(model: Any) -> None:
     if len(kept) != len(model.graph.node):
         del model.graph.node[:]
         model.graph.node.extend(kept)
-    unused = [item for item in model.graph.initializer if item.name not in wanted]
-    for item in unused:
-        model.graph.initializer.remove(item)
+    drop_unused_constants(model)
 
 
 def _dequantised(model: Any) -> dict[str, str]:
