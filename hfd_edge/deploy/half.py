@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hfd_edge.deploy.graph import onnx_package
+from hfd_edge.deploy.graph import drop_unused_constants, onnx_package
 from hfd_edge.errors import ExportError
 
 _FLOAT_ONLY = {"Resize": (1, 2), "QuantizeLinear": (2,), "DequantizeLinear": (0, 2)}
@@ -124,6 +124,4 @@ def _replace(model: Any, nodes: list[Any]) -> None:
     model.graph.node.extend(fresh)
     # Types of inner tensors are inferred again by every reader.
     del model.graph.value_info[:]
-    used = {name for node in fresh for name in node.input}
-    for item in [item for item in model.graph.initializer if item.name not in used]:
-        model.graph.initializer.remove(item)
+    drop_unused_constants(model)

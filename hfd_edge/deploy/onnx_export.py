@@ -14,7 +14,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hfd_edge.deploy.graph import INPUT, OUTPUT, load, onnx_package, replace_initializers, session, tidy
+from hfd_edge.deploy.graph import (
+    INPUT,
+    OUTPUT,
+    drop_unused_constants,
+    load,
+    onnx_package,
+    replace_initializers,
+    session,
+    tidy,
+)
 from hfd_edge.errors import ExportError, require
 from hfd_edge.files import atomic_path
 
@@ -155,9 +164,7 @@ def fold_constants(model: Any) -> None:
                 constants[name] = constant
                 model.graph.initializer.append(constant)
         model.graph.node.remove(node)
-    used = {name for node in model.graph.node for name in node.input}
-    for item in [item for item in model.graph.initializer if item.name not in used]:
-        model.graph.initializer.remove(item)
+    drop_unused_constants(model)
 
 
 def _difference(module: Any, model: Any, pixels: NDArray[np.float32], *, label: str) -> float:
