@@ -1,6 +1,6 @@
 """SAR image segmentation on edge devices: distil from optical images, quantise, compile, run.
 
-The two names that a device needs are here; everything else is in its room (`hfd_edge.sar`,
+The names that a device needs are here; everything else is in its room (`hfd_edge.sar`,
 `hfd_edge.training`, ...). Importing this package loads neither torch nor any other heavy package.
 """
 
@@ -13,9 +13,10 @@ from hfd_edge.errors import HfdEdgeError
 if TYPE_CHECKING:
     from hfd_edge.bundle import Bundle
     from hfd_edge.runtime.segmenter import Segmenter
+    from hfd_edge.runtime.swath import SwathSegmenter
 
 __version__ = "0.1.0"
-__all__ = ["Bundle", "HfdEdgeError", "Segmenter", "__version__"]
+__all__ = ["Bundle", "HfdEdgeError", "Segmenter", "SwathSegmenter", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -28,4 +29,8 @@ def __getattr__(name: str) -> Any:
         from hfd_edge.runtime.segmenter import Segmenter
 
         return Segmenter
+    if name == "SwathSegmenter":
+        from hfd_edge.runtime.swath import SwathSegmenter
+
+        return SwathSegmenter
     raise AttributeError(f"module 'hfd_edge' has no attribute {name!r}")

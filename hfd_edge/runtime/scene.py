@@ -6,7 +6,9 @@ read once, from top to bottom: compressed files need no second decoding.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,16 +17,15 @@ from numpy.typing import NDArray
 
 from hfd_edge.errors import RadiometryError
 from hfd_edge.progress import Progress, silent
-from hfd_edge.raster.logits import labels_rows
 from hfd_edge.raster.scene import SceneReader
-from hfd_edge.raster.tiling import LogitsBlender, TilePlan, mirrored
-from hfd_edge.runtime.backends import Backend
-from hfd_edge.sar.preprocessing import Preprocessing
+from hfd_edge.runtime.rows import Decided, DecidedRows, RowEngine, Tiler
 
 Array = NDArray[Any]
 
 # Stored values that are read and preprocessed at a time, beside the strip they end up in.
 _CHUNK_VALUES = 1 << 22
+# Rows of tiles whose labels are not waited for before the next one is submitted.
+_AHEAD = 1
 
 
 class RowSource(Protocol):
@@ -124,27 +125,6 @@ class ArraySink:
 
 
 @dataclass(frozen=True)
-class Tiler:
-    """How a raster becomes tiles for the network, and their logits labels again.
-
-    Attributes:
-        preprocessing: Stored pixels to network input.
-        classes: Number of classes.
-        stride: Pixels per logit.
-        tile_px: Side of the tiles.
-        overlap_px: Least overlap of neighbouring tiles.
-        nodata_label: Label of invalid pixels.
-    """
-
-    preprocessing: Preprocessing
-    classes: int
-    stride: int
-    tile_px: int
-    overlap_px: int
-    nodata_label: int
-
-
-@dataclass(frozen=True)
 class TileCount:
     """What a run did.
 
@@ -158,14 +138,14 @@ class TileCount:
 
 
 def segment_rows(
-    source: RowSource, sink: RowSink, *, backend: Backend, tiler: Tiler, progress: Progress = silent
+    source: RowSource, sink: RowSink, *, engine: RowEngine, tiler: Tiler, progress: Progress = silent
 ) -> TileCount:
-    """Segment everything that `source` holds.
+    """Segment everything that `source` holds, and close the engine.
 
     Args:
         source: Pixels; at least one row and column.
         sink: Gets the labels, from top to bottom, each row once.
-        backend: Runs the network.
+        engine: Of the source's width, and new.
         tiler: Geometry and preprocessing of the bundle.
         progress: Called with tiles done and tiles in all.
     Raises:
@@ -173,123 +153,153 @@ def segment_rows(
         RasterError: the source cannot be read.
         BackendError: the network failed to run.
     """
-    plan = TilePlan(source.rows, source.cols, tile_px=tiler.tile_px, overlap_px=tiler.overlap_px)
-    blender = LogitsBlender(plan, classes=tiler.classes, stride=tiler.stride)
-    strip = _Strip(source, plan, tiler.preprocessing)
-    count = TileCount(0, 0)
-    text = f"segment {source.name}"
-    progress(0, plan.tiles, text)
-    for tile_row in range(len(plan.row_origins)):
-        strip.advance(tile_row)
-        wanted = [col for col, origin in enumerate(plan.col_origins) if strip.any_valid(origin)]
-        done = tile_row * len(plan.col_origins) + len(plan.col_origins) - len(wanted)
-        for group in _groups(wanted, backend.batch):
-            logits = backend.run(strip.tiles([plan.col_origins[col] for col in group]))
-            for col, of_tile in zip(group, logits, strict=True):
-                blender.add(col, of_tile)
-            done += len(group)
-            progress(done, plan.tiles, text)
-        count = TileCount(count.tiles + len(wanted), count.skipped + len(plan.col_origins) - len(wanted))
-        finished = blender.finished()
-        labels = labels_rows(
-            finished.logits,
-            stride=tiler.stride,
-            first=finished.first,
-            start=finished.start,
-            stop=finished.stop,
-            cols=plan.cols,
-        )
-        labels[~strip.take_valid(finished.start, finished.stop)] = tiler.nodata_label
-        sink.write_rows(finished.start, labels)
-        blender.advance()
-    progress(plan.tiles, plan.tiles, text)
-    return count
+    driver = RowDriver(engine, tiler, cols=source.cols, rows=source.rows, name=source.name)
+    tiles = skipped = 0
+    total, text = tiler.plan(rows=source.rows, cols=source.cols).tiles, f"segment {source.name}"
+    try:
+        progress(0, total, text)
+        for done in _driven(driver, source):
+            sink.write_rows(done.start, done.values)
+            tiles, skipped = tiles + done.tiles, skipped + done.skipped
+            progress(tiles + skipped, total, text)
+    finally:
+        engine.close()
+    return TileCount(tiles, skipped)
 
 
-class _Strip:
-    """The preprocessed rows of one row of tiles; rows that the next one shares are kept."""
+def _driven(driver: RowDriver, source: RowSource) -> Iterator[DecidedRows]:
+    while driver.received < source.rows:
+        yield from driver.push(source.read(driver.received, driver.wanted))
+    yield from driver.drain()
 
-    def __init__(self, source: RowSource, plan: TilePlan, preprocessing: Preprocessing) -> None:
-        self._source = source
-        self._plan = plan
-        self._preprocessing = preprocessing
-        shape = (plan.tile_px, plan.padded_cols)
-        self._pixels = np.zeros((preprocessing.bands, *shape), np.float32)
-        self._valid = np.zeros(shape, bool)
-        self._origin = 0
-        self._ready = 0  # rows of the raster that are preprocessed
-        self._raw: Array | None = None  # stored rows that the speckle filter of the next rows reads again
+
+class RowDriver:
+    """Pushes rows, as they come, through a row engine, and gives the rows of labels that they decide.
+
+    Memory is that of the engine and of the stored rows that are not prepared yet. While a device works on
+    one row of tiles, the next rows are taken and submitted; only then are its labels waited for.
+
+    Attributes:
+        received: Rows that were pushed.
+    """
+
+    def __init__(
+        self, engine: RowEngine, tiler: Tiler, *, cols: int, name: str, rows: int | None = None
+    ) -> None:
+        """Start a raster.
+
+        Args:
+            engine: Of this width, and new; its owner closes it.
+            tiler: Geometry and preprocessing of the bundle.
+            cols: Width, pixels.
+            name: What errors about pixels call the raster.
+            rows: Height, if it is known. Rows of tiles then need not wait until the end is far enough.
+        """
+        self.received = 0
+        self._engine = engine
+        self._tiler = tiler
+        self._cols = cols
+        self._rows = rows
+        self._name = name
+        self._halo = tiler.preprocessing.halo_px
+        self._chunk = max(1, _CHUNK_VALUES // (cols * tiler.preprocessing.bands))
+        self._raw: deque[Array] = deque()  # stored rows from `_raw_start` to `received`
         self._raw_start = 0
-        self._undecided = np.zeros((0, plan.cols), bool)  # validity of rows that have no labels yet
-        self._undecided_start = 0
+        self._ready = 0  # rows that are prepared
+        self._tile_row = 0  # the next row of tiles, and where it starts
+        self._origin = 0
+        self._running: deque[Decided] = deque()
 
-    def advance(self, tile_row: int) -> None:
-        """Move down to a row of tiles and preprocess what is new in it."""
-        plan = self._plan
-        origin = plan.row_origins[tile_row]
-        kept = self._ready - origin
-        if tile_row:
-            shift = origin - self._origin
-            self._pixels[:, :kept] = self._pixels[:, shift : shift + kept].copy()
-            self._valid[:kept] = self._valid[shift : shift + kept].copy()
-        self._origin = origin
-        end = min(origin + plan.tile_px, plan.rows)
-        step = max(1, _CHUNK_VALUES // (plan.cols * self._preprocessing.bands))
-        while self._ready < end:
-            self._prepare(min(self._ready + step, end))
-        used = end - origin
-        self._pixels[:, used:] = self._pixels[:, mirrored(used, plan.tile_px)]
-        self._valid[used:] = False
+    @property
+    def wanted(self) -> int:
+        """Rows to have received after the next push: enough for one chunk, none that would only wait."""
+        rows = min(self._ready + self._chunk, self._origin + self._tiler.tile_px) + self._halo
+        return rows if self._rows is None else min(rows, self._rows)
 
-    def any_valid(self, col: int) -> bool:
-        """Whether the tile that starts at this column has a valid pixel."""
-        return bool(self._valid[:, col : col + self._plan.tile_px].any())
+    def push(self, raw: Array) -> Iterator[DecidedRows]:
+        """Take the next rows (bands, n, cols); they may be changed once the iterator ends.
 
-    def tiles(self, cols: list[int]) -> NDArray[np.float32]:
-        """Copy the tiles that start at these columns into one batch."""
-        size = self._plan.tile_px
-        return np.stack([self._pixels[:, :, col : col + size] for col in cols])
+        Raises:
+            RadiometryError: the pixels are not in the units that the bundle expects.
+            BackendError: the network failed to run.
+        """
+        self._raw.append(raw)
+        self.received += raw.shape[1]
+        yield from self._work()
+        # What is left belongs to the caller: keep a copy of the rows that are still needed.
+        done = min(max(0, self._ready - self._halo - (self.received - raw.shape[1])), raw.shape[1])
+        self._raw[-1] = raw[:, done:].copy()
+        self._raw_start += done
 
-    def take_valid(self, start: int, stop: int) -> NDArray[np.bool_]:
-        """Give the validity (stop - start, cols) of rows and forget them; each row is taken once."""
-        count = stop - self._undecided_start
-        taken = self._undecided[start - self._undecided_start : count]
-        self._undecided, self._undecided_start = self._undecided[count:].copy(), stop
-        return taken
+    def finish(self) -> Iterator[DecidedRows]:
+        """End the raster with the last row that was pushed, where its height was not known."""
+        self._rows = self.received
+        yield from self._work()
+        yield from self.drain()
 
-    def _prepare(self, end: int) -> None:
-        """Read and preprocess the rows from `_ready` to `end`."""
-        halo = self._preprocessing.halo_px
-        first, start = max(self._ready - halo, 0), self._ready
-        raw = self._read(first, min(end + halo, self._plan.rows))
-        try:
-            pixels, valid = self._preprocessing(raw)
-        except RadiometryError as error:
-            raise RadiometryError(f"{self._source.name}: {error}") from error
-        inner = slice(start - first, end - first)
-        rows, cols = slice(start - self._origin, end - self._origin), self._plan.cols
-        self._pixels[:, rows, :cols] = pixels[:, inner]
-        self._pixels[:, rows, cols:] = pixels[:, inner][:, :, mirrored(cols, self._plan.padded_cols)]
-        self._valid[rows, :cols] = valid[inner]
-        self._undecided = np.concatenate((self._undecided, valid[inner]))
-        self._ready = end
+    def drain(self) -> Iterator[DecidedRows]:
+        """Wait for all that was submitted."""
+        while self._running:
+            yield self._take()
 
-    def _read(self, first: int, end: int) -> Array:
-        """Read rows, each of them once: what was read before is kept for one call."""
-        known = self._raw_start + (0 if self._raw is None else self._raw.shape[1])
-        if self._raw is None or known <= first:
-            raw = self._source.read(first, end)
-        elif known >= end:
-            raw = self._raw[:, first - self._raw_start : end - self._raw_start]
-        else:
-            new = self._source.read(known, end)
-            raw = np.concatenate((self._raw[:, first - self._raw_start :], new), axis=1)
-        # Only the rows that a filter window can reach back to.
-        kept = min(raw.shape[1], 2 * self._preprocessing.halo_px)
-        self._raw, self._raw_start = raw[:, raw.shape[1] - kept :].copy(), end - kept
-        return raw
+    def _work(self) -> Iterator[DecidedRows]:
+        while self._prepare():
+            height = self.received if self._rows is None else self._rows
+            plan = self._tiler.plan(rows=height, cols=self._cols)
+            known = plan.settled if self._rows is None else plan.tile_rows
+            if self._tile_row >= known:
+                return
+            row = plan.tile_row(self._tile_row, stride=self._tiler.stride)
+            with _naming(self._name):
+                self._running.append(self._engine.segment(row))
+            self._tile_row, self._origin = row.index + 1, row.following
+            if len(self._running) > _AHEAD:
+                yield self._take()
+
+    def _prepare(self) -> bool:
+        """Prepare what can be, in chunks; say whether the next row of tiles has all its rows."""
+        full = self._origin + self._tiler.tile_px
+        end = self.received - self._halo
+        if self._rows is not None:
+            full = min(full, self._rows)
+            end = self.received if self.received == self._rows else end
+        end = min(end, full)
+        while self._ready < end and (end == full or end - self._ready >= self._chunk):
+            stop = min(self._ready + self._chunk, end)
+            first, last = max(self._ready - self._halo, 0), min(stop + self._halo, self.received)
+            with _naming(self._name):
+                raw = self._window(first, last)
+                self._engine.prepare(raw, above=self._ready - first, below=last - stop)
+            self._ready = stop
+            self._forget(stop - self._halo)
+        return self._ready == full
+
+    def _window(self, first: int, last: int) -> Array:
+        """Stored rows, a view where they came in one piece."""
+        pieces, start = [], self._raw_start
+        for piece in self._raw:
+            stop = start + piece.shape[1]
+            if start < last and stop > first:
+                pieces.append(piece[:, max(0, first - start) : last - start])
+            start = stop
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
+
+    def _forget(self, before: int) -> None:
+        """Drop the pieces that end before this row."""
+        while len(self._raw) > 1 and self._raw_start + self._raw[0].shape[1] <= before:
+            self._raw_start += self._raw.popleft().shape[1]
+
+    def _take(self) -> DecidedRows:
+        decided = self._running.popleft()
+        with _naming(self._name):
+            labels = decided.labels()
+        return DecidedRows(decided.start, decided.stop, decided.tiles, decided.skipped, labels)
 
 
-def _groups(items: list[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+@contextmanager
+def _naming(raster: str) -> Iterator[None]:
+    """Say in errors about pixels which raster they are in."""
+    try:
+        yield
+    except RadiometryError as error:
+        raise RadiometryError(f"{raster}: {error}") from error

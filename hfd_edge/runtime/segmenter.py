@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,17 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfd_edge.bundle import Bundle
-from hfd_edge.errors import BackendError, RadiometryError, RasterError, StorageError
+from hfd_edge.errors import BackendError, HfdEdgeError, RadiometryError, RasterError, StorageError
 from hfd_edge.progress import Progress, silent
 from hfd_edge.raster.scene import MaskWriter, SceneReader
 from hfd_edge.raster.tiling import LATTICE_PX, default_overlap
-from hfd_edge.runtime.backends import open_backend
-from hfd_edge.runtime.scene import ArraySink, ArraySource, SceneSource, Tiler, segment_rows
+from hfd_edge.runtime.pipeline import Pending, open_pipeline
+from hfd_edge.runtime.scene import SceneSource, segment_rows
+from hfd_edge.runtime.stream import MaskStream
 
 Array = NDArray[Any]
-
-# Masks that wait for the consumer: one is taken while the next is made.
-_WAITING_MASKS = 2
 
 
 @dataclass(frozen=True)
@@ -57,6 +52,7 @@ class Segmenter:
         backend: Backend in use; what "auto" chose, if that was asked for.
         precision: Precision in use.
         overlap_px: Overlap of tiles in use, pixels.
+        pipeline: What moves pixels to the network and labels back.
     """
 
     def __init__(
@@ -72,9 +68,10 @@ class Segmenter:
 
         Args:
             bundle: What `Bundle.open` gives.
-            backend: "onnxruntime", or "auto".
-            precision: "fp32", "fp16", "int8", or "auto" for the fastest on this backend.
-            threads: CPU threads; None for one per core.
+            backend: "onnxruntime", "tensorrt", "tensorrt_rtx", "torch_tensorrt", or "auto" for the best of
+                the bundle's engines that fits this GPU, or else ONNX Runtime.
+            precision: "fp32", "fp16", "int8", "int8_fp16", or "auto" for the fastest on this backend.
+            threads: CPU threads of ONNX Runtime; None for one per core.
             overlap_px: Overlap of tiles, a multiple of 32 up to half a tile; None for 256, or half a tile
                 where that is less. More of it hides tile borders better and costs time.
         Raises:
@@ -91,38 +88,47 @@ class Segmenter:
             )
         self.bundle = bundle
         self.overlap_px = overlap
-        self._model = open_backend(bundle, backend=backend, precision=precision, threads=threads)
-        self.backend: str = self._model.name
-        self.precision: str = self._model.precision
-        self._tiler = Tiler(
-            preprocessing=manifest.preprocessing,
-            classes=len(manifest.classes),
-            stride=manifest.stride,
-            tile_px=manifest.tile_px,
-            overlap_px=overlap,
-            nodata_label=manifest.nodata_label,
+        self.pipeline = open_pipeline(
+            bundle, backend=backend, precision=precision, threads=threads, overlap_px=overlap
         )
+        self.backend: str = self.pipeline.name
+        self.precision: str = self.pipeline.precision
 
     def __call__(self, image: Array) -> NDArray[np.uint8]:
         """Segment an image in memory.
 
         Args:
-            image: Stored pixels (bands, rows, cols) of any size, in the units of the manifest.
+            image: Stored pixels (bands, rows, cols) of any size, in the units of the manifest; on a GPU
+                backend also something in device memory, with `__cuda_array_interface__`.
         Returns:
             Labels (rows, cols); the manifest's no-data label where a band has no data.
         Raises:
             RadiometryError: the pixels, or the number of bands, are not what the bundle expects.
-            BackendError: the network failed to run, or the segmenter was closed.
+            BackendError: the network failed to run, the segmenter was closed, or the image is in device
+                memory and the backend is not.
         """
-        image = np.asarray(image)
-        if image.ndim != 3 or 0 in image.shape:
-            raise RadiometryError(f"The image is {image.shape}, expected (bands, rows, cols), none empty.")
-        if len(image) != len(self.bundle.manifest.sar.bands):
-            raise RadiometryError(self._wrong_bands("The image", len(image)))
-        source = ArraySource(image)
-        sink = ArraySink(rows=source.rows, cols=source.cols)
-        segment_rows(source, sink, backend=self._model, tiler=self._tiler)
-        return sink.labels
+        return self.submit(image).result()
+
+    @property
+    def depth(self) -> int:
+        """Frames that the backend has in the making at once."""
+        return self.pipeline.depth
+
+    def submit(self, image: Array) -> Pending:
+        """Start to segment an image, as a call does, and give something to ask for its mask.
+
+        Args:
+            image: As for a call. In host memory it may be changed once this returns.
+        Raises:
+            Exception: as a call; what is wrong may also show only when the mask is asked for.
+        """
+        if not hasattr(image, "__cuda_array_interface__"):
+            image = np.asarray(image)
+        shape = tuple(image.shape)
+        if len(shape) != 3 or 0 in shape:
+            raise RadiometryError(f"The image is {shape}, expected (bands, rows, cols), none empty.")
+        self.check_bands("The image", shape[0])
+        return self.pipeline.submit(image)
 
     def scene(
         self, source: Path | str, destination: Path | str, *, progress: Progress = silent
@@ -147,8 +153,7 @@ class Segmenter:
         source, destination = Path(source), Path(destination)
         manifest = self.bundle.manifest
         with SceneReader(source) as reader:
-            if reader.bands != len(manifest.sar.bands):
-                raise RasterError(self._wrong_bands(str(source), reader.bands))
+            self.check_bands(str(source), reader.bands, error=RasterError)
             _check_destination(source, destination)
             writer = MaskWriter(
                 destination,
@@ -160,8 +165,11 @@ class Segmenter:
                 nodata_label=manifest.nodata_label,
             )
             rows = SceneSource(reader, nodata=manifest.preprocessing.nodata)
+            engine = self.pipeline.rows(cols=reader.cols)
             with writer:
-                count = segment_rows(rows, writer, backend=self._model, tiler=self._tiler, progress=progress)
+                count = segment_rows(
+                    rows, writer, engine=engine, tiler=self.pipeline.tiler, progress=progress
+                )
                 if count.tiles == 0:
                     raise RasterError(
                         f"{source} has no valid pixel: all of it is NaN, no-data, or "
@@ -177,30 +185,31 @@ class Segmenter:
                 skipped_tiles=count.skipped,
             )
 
-    def stream(self, frames: Iterable[Array]) -> Iterator[NDArray[np.uint8]]:
+    def stream(
+        self, frames: Iterable[Array], *, policy: str = "block", deadline_ms: float | None = None
+    ) -> MaskStream:
         """Segment frames as they come; masks keep their order.
 
-        A worker thread takes and segments the next frames while the caller uses a mask. It runs at most
-        three frames ahead, so a slow caller does not fill the memory. Closing the iterator early stops the
-        worker after the frame that it is at.
+        A worker thread takes and segments the next frames while the caller uses a mask. It runs only a few
+        frames ahead, so a slow caller does not fill the memory. Closing the iterator early stops the worker
+        after the frame that it is at.
 
         Args:
             frames: Images as for a call, of any sizes. They are taken in the worker thread.
-        Yields:
-            The mask of each frame.
+            policy: What happens when frames come faster than masks: "block" lets the source wait,
+                "drop-oldest" and "deadline" leave frames out, and count them; see `MaskStream`.
+            deadline_ms: Age of a frame beyond which its mask is of no use, for "deadline".
+        Returns:
+            An iterator over the masks; it raises what `frames` or the segmentation raised, in the place of
+            that frame's mask.
         Raises:
-            Exception: what `frames` or the segmentation raised, in the place of that frame's mask.
+            BackendError: there is no such policy.
         """
-        worker = _Worker(self, frames)
-        worker.start()
-        try:
-            yield from worker.masks()
-        finally:
-            worker.stop()
+        return MaskStream(self, frames, policy=policy, deadline_ms=deadline_ms)
 
     def close(self) -> None:
         """Free the model; later calls raise BackendError. More than once is allowed."""
-        self._model.close()
+        self.pipeline.close()
 
     def __enter__(self) -> Segmenter:
         return self
@@ -208,70 +217,21 @@ class Segmenter:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _wrong_bands(self, what: str, bands: int) -> str:
+    def check_bands(self, what: str, bands: int, *, error: type[HfdEdgeError] = RadiometryError) -> None:
+        """Refuse another number of bands than the bundle's.
+
+        Args:
+            what: Has these bands; the subject of the message.
+            bands: How many there are.
+            error: What is raised.
+        """
         names = self.bundle.manifest.sar.bands
-        return (
-            f"{what} has {bands} band{'' if bands == 1 else 's'}, but bundle '{self.bundle.manifest.name}' "
-            f"expects {len(names)}: {', '.join(names)}. Put exactly these bands into one file or array, in "
-            "this order."
-        )
-
-
-@dataclass(frozen=True)
-class _Failure:
-    error: BaseException
-
-
-class _Worker(threading.Thread):
-    """Segments frames into a bounded queue until they end, one fails, or nobody wants more."""
-
-    def __init__(self, segment: Segmenter, frames: Iterable[Array]) -> None:
-        # A daemon: a camera that blocks for ever must not keep the process alive.
-        super().__init__(name="hfd-edge-stream", daemon=True)
-        self._segment = segment
-        self._frames = frames
-        self._ready: queue.Queue[NDArray[np.uint8] | _Failure | None] = queue.Queue(_WAITING_MASKS)
-        self._stopped = threading.Event()
-        self._running = threading.Lock()
-
-    def run(self) -> None:
-        frames: Iterator[Array] = iter(())
-        try:
-            frames = iter(self._frames)
-            for frame in frames:
-                with self._running:
-                    if self._stopped.is_set():
-                        return
-                    mask = self._segment(frame)
-                if not self._put(mask):
-                    return
-            self._put(None)
-        except BaseException as error:
-            self._put(_Failure(error))
-        finally:
-            close = getattr(frames, "close", None)
-            if close is not None:
-                with suppress(Exception):  # the frames' own cleaning up; nobody is left to tell
-                    close()
-
-    def masks(self) -> Iterator[NDArray[np.uint8]]:
-        while (item := self._ready.get()) is not None:
-            if isinstance(item, _Failure):
-                raise item.error
-            yield item
-
-    def stop(self) -> None:
-        """Let no more frames be segmented; wait for the one that is, but not for the next frame."""
-        self._stopped.set()
-        with self._running:
-            pass
-
-    def _put(self, item: NDArray[np.uint8] | _Failure | None) -> bool:
-        while not self._stopped.is_set():
-            with suppress(queue.Full):
-                self._ready.put(item, timeout=0.05)
-                return True
-        return False
+        if bands != len(names):
+            raise error(
+                f"{what} has {bands} band{'' if bands == 1 else 's'}, but bundle "
+                f"'{self.bundle.manifest.name}' expects {len(names)}: {', '.join(names)}. Put exactly these "
+                "bands into one file or array, in this order."
+            )
 
 
 def _check_destination(source: Path, destination: Path) -> None:

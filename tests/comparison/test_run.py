@@ -218,7 +218,7 @@ def also(name: str) -> Callable[..., Any]:
 
 def use(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr("hfd_edge.comparison.run.available_backends", lambda: ("onnxruntime", name))
-    for module in ("hfd_edge.runtime.segmenter", "hfd_edge.comparison.latency"):
+    for module in ("hfd_edge.runtime.pipeline", "hfd_edge.comparison.latency"):
         monkeypatch.setattr(f"{module}.open_backend", also(name))
 
 

@@ -34,6 +34,56 @@ def test_plan_covers_the_raster_on_the_lattice(rows: int, cols: int, tile: tuple
 
 @settings(max_examples=100, deadline=None)
 @given(LENGTHS, TILES, st.sampled_from([1, 4]))
+def test_a_row_of_tiles_is_described_by_its_neighbours_alone(
+    rows: int, tile: tuple[int, int], stride: int
+) -> None:
+    plan = TilePlan(rows, 1, tile_px=tile[0], overlap_px=tile[1])
+    weights = blend_weights(plan.row_origins, tile_px=tile[0], overlap_px=tile[1], stride=stride)
+    described = [plan.tile_row(index, stride=stride) for index in range(plan.tile_rows)]
+    assert tuple(row.origin for row in described) == plan.row_origins
+    assert np.array_equal([row.weights for row in described], weights)  # bit for bit
+    assert [row.following for row in described] == [*plan.row_origins[1:], plan.padded_rows]
+    assert [row.shift for row in described] == [0, *np.diff(plan.row_origins)]
+    assert [row.stop for row in described] == [*(row.start for row in described[1:]), rows]
+    assert all(row.used == min(tile[0], rows - row.origin) for row in described)
+    for row in described:
+        finished = row.finished(stride)  # the band's row 0 is the logits row above the origin
+        assert row.first == row.origin // stride - 1 + finished.start
+        assert (row.first + finished.stop - finished.start) * stride == row.following
+
+
+@settings(max_examples=200, deadline=None)
+@given(LENGTHS, st.integers(0, 700), TILES, st.sampled_from([1, 4]))
+def test_settled_rows_of_tiles_stay_when_the_raster_grows(
+    rows: int, growth: int, tile: tuple[int, int], stride: int
+) -> None:
+    plan = TilePlan(rows, 1, tile_px=tile[0], overlap_px=tile[1])
+    grown = TilePlan(rows + growth, 1, tile_px=tile[0], overlap_px=tile[1])
+    assert plan.settled < plan.tile_rows
+    for index in range(plan.settled):
+        before, after = (some.tile_row(index, stride=stride) for some in (plan, grown))
+        assert np.array_equal(before.weights, after.weights)
+        assert (before.origin, before.following, before.stop) == (after.origin, after.following, after.stop)
+        assert before.used == after.used == tile[0]
+
+
+@pytest.mark.parametrize("tile", [(32, 0), (64, 0), (64, 32), (128, 64), (256, 64), (512, 128), (512, 256)])
+def test_no_row_of_tiles_is_settled_later_than_it_must(tile: tuple[int, int]) -> None:
+    origin = 3 * (tile[0] - tile[1])
+    rows = origin + TilePlan(1, 1, tile_px=tile[0], overlap_px=tile[1]).settling_px
+    plans = {end: TilePlan(end, 1, tile_px=tile[0], overlap_px=tile[1]) for end in (rows - 1, rows)}
+    assert [plan.settled for plan in plans.values()] == [3, 4]
+    # With one row less this row of tiles would be the last, or the last would count where this one does. The
+    # lattice of logits may hide that from the weights, a lattice of pixels from the rows that are decided.
+    early, settled = ([plan.tile_row(3, stride=stride) for stride in (1, 4)] for plan in plans.values())
+    assert any(
+        one.stop != other.stop or not np.array_equal(one.weights, other.weights)
+        for one, other in zip(early, settled, strict=True)
+    )
+
+
+@settings(max_examples=100, deadline=None)
+@given(LENGTHS, TILES, st.sampled_from([1, 4]))
 def test_weights_sum_to_one_and_discard_contaminated_borders(
     length: int, tile: tuple[int, int], stride: int
 ) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
 
 from hfd_edge.bundle import Bundle
-from hfd_edge.errors import RadiometryError
+from hfd_edge.errors import BackendError, RadiometryError
 from hfd_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from hfd_edge.runtime.segmenter import Segmenter
+from hfd_edge.runtime.stream import MaskStream
 
 Make = Callable[..., np.ndarray]
 
@@ -161,3 +164,235 @@ def test_leaving_the_loop(segment: Segmenter, make_image: Make) -> None:
         if index == 2:
             break
     wait_until(lambda: workers() == 0)
+
+
+class Clockwork:
+    """Takes frames that are numbers, and gives masks that are the same numbers after a while."""
+
+    def __init__(self, *, depth: int = 2, submit_s: float = 0.0, result_s: float = 0.0) -> None:
+        self.depth = depth
+        self.submit_s, self.result_s = submit_s, result_s
+        self.gate = threading.Event()  # `submit` waits for it
+        self.gate.set()
+        self.started: list[int] = []
+        self.submitted: list[int] = []
+        self.discarded: list[int] = []
+        self.bad_submit: int | None = None
+        self.bad_result: int | None = None
+
+    def submit(self, image: Any) -> Turn:
+        number = int(image[0])
+        self.started.append(number)
+        time.sleep(self.submit_s)
+        assert self.gate.wait(20)
+        if number == self.bad_submit:
+            raise BackendError(f"frame {number} was refused")
+        self.submitted.append(number)
+        return Turn(self, number)
+
+
+class Turn:
+    """A mask of `Clockwork`; see `Pending`."""
+
+    def __init__(self, clockwork: Clockwork, number: int) -> None:
+        self.clockwork, self.number = clockwork, number
+        self.stages_ms: Mapping[str, float] = {}
+
+    def result(self) -> np.ndarray:
+        time.sleep(self.clockwork.result_s)
+        if self.number == self.clockwork.bad_result:
+            raise BackendError(f"frame {self.number} failed")
+        self.stages_ms = {"infer": float(self.number), "copy_out": 1.0}
+        return np.full((1, 1), self.number, np.uint8)
+
+    def discard(self) -> None:
+        self.clockwork.discarded.append(self.number)
+
+
+def numbers(count: int, *, after: Clockwork | None = None) -> Iterator[np.ndarray]:
+    """Give numbers; each once the one before has reached `after`."""
+    for number in range(count):
+        yield np.array([number])
+        if after is not None:
+            wait_until(lambda number=number: number in after.started)
+
+
+def total(stream: MaskStream) -> int:
+    return sum(count for fate, count in stream.counts.items() if fate != "taken")
+
+
+def test_block_loses_nothing() -> None:
+    stream = MaskStream(Clockwork(), numbers(30))
+    seen = [(int(mask[0, 0]), stream.position) for mask in stream]
+    assert seen == [(number, number) for number in range(30)]
+    assert stream.counts == {"taken": 30, "delivered": 30, "dropped": 0, "discarded": 0, "failed": 0}
+    assert stream.stages_ms == {"infer": sum(range(30)) / 30, "copy_out": 1.0}
+    assert 0 < stream.latency_ms < 10_000
+
+
+def test_block_lets_the_source_use_one_array_again(segment: Segmenter, make_image: Make) -> None:
+    frames = [make_image(40, 40) * (1 + index) for index in range(6)]
+    buffer = np.empty_like(frames[0])
+
+    def source() -> Iterator[np.ndarray]:
+        for image in frames:
+            buffer[:] = image
+            yield buffer
+
+    for image, mask in zip(frames, segment.stream(source()), strict=True):
+        assert np.array_equal(mask, segment(image))
+
+
+def test_depth_bounds_what_is_under_way() -> None:
+    clockwork = Clockwork(depth=3)
+    stream = MaskStream(clockwork, numbers(100))
+    next(stream)
+    wait_until(lambda: len(clockwork.submitted) == 1 + 3 + 2)
+    time.sleep(0.1)
+    assert len(clockwork.submitted) == 6
+    assert stream.counts["taken"] == 6
+    stream.close()
+    assert clockwork.discarded == [1, 2, 3, 4, 5]
+    assert (total(stream), stream.counts["discarded"]) == (6, 5)
+
+
+def test_drop_oldest_keeps_the_newest() -> None:
+    clockwork = Clockwork()
+    clockwork.gate.clear()
+
+    def source() -> Iterator[np.ndarray]:
+        yield np.array([0])
+        wait_until(lambda: clockwork.started == [0])  # it is in hand, and takes its time
+        for number in range(1, 100):
+            yield np.array([number])
+        clockwork.gate.set()
+
+    stream = MaskStream(clockwork, source(), policy="drop-oldest")
+    seen = [(int(mask[0, 0]), stream.position) for mask in stream]
+    assert seen == [(0, 0), (98, 98), (99, 99)]
+    assert stream.counts == {"taken": 100, "delivered": 3, "dropped": 97, "discarded": 0, "failed": 0}
+
+
+def test_drop_oldest_takes_all_from_a_slow_source() -> None:
+    clockwork = Clockwork()
+    stream = MaskStream(clockwork, numbers(20, after=clockwork), policy="drop-oldest")
+    assert len(list(stream)) == 20
+    assert stream.dropped == 0
+
+
+def test_the_source_never_waits_for_a_caller_who_takes_nothing() -> None:
+    clockwork = Clockwork(depth=1)
+
+    def source() -> Iterator[np.ndarray]:
+        yield from numbers(4, after=clockwork)
+        yield from numbers(46)
+
+    stream = MaskStream(clockwork, source(), policy="drop-oldest")
+    next(stream)
+    wait_until(lambda: stream.counts["taken"] == 50)
+    # One was taken, three masks wait for the caller, and the two newest frames for the pipeline.
+    assert clockwork.submitted == [0, 1, 2, 3]
+    wait_until(lambda: stream.dropped == 50 - 4 - 2)
+    stream.close()
+    wait_until(lambda: total(stream) == 50)
+    assert clockwork.discarded == clockwork.submitted[1:]
+
+
+def test_a_deadline_drops_what_is_late() -> None:
+    clockwork = Clockwork(depth=1)
+    stream = MaskStream(clockwork, numbers(12), policy="deadline", deadline_ms=150)
+    ages = []
+    for mask in stream:
+        ages.append(stream.latency_ms)
+        if len(ages) == 2:
+            time.sleep(0.3)  # what is under way meanwhile is too late
+        assert int(mask[0, 0]) == stream.position
+    assert max(ages, default=0) <= 150
+    assert stream.dropped >= 3
+    assert (stream.counts["taken"], total(stream)) == (12, 12)
+
+
+def test_a_deadline_does_not_start_what_is_too_old() -> None:
+    clockwork = Clockwork(depth=1, submit_s=0.1)
+    stream = MaskStream(clockwork, numbers(20), policy="deadline", deadline_ms=40)
+    assert list(stream) == []  # each takes longer than it may
+    assert len(clockwork.started) <= 2  # while the first is in hand, the others grow old
+    assert stream.dropped == 20
+
+
+@pytest.mark.parametrize("where", ["bad_submit", "bad_result"])
+@pytest.mark.parametrize("policy", ["block", "drop-oldest"])
+def test_a_failure_comes_in_its_place_and_is_counted(where: str, policy: str) -> None:
+    clockwork = Clockwork()
+    setattr(clockwork, where, 3)
+    stream = MaskStream(clockwork, numbers(10, after=clockwork), policy=policy)
+    seen = []
+    with pytest.raises(BackendError, match="frame 3"):
+        for mask in stream:
+            seen.append(int(mask[0, 0]))
+    assert seen == [0, 1, 2]
+    with pytest.raises(StopIteration):
+        next(stream)
+    wait_until(lambda: total(stream) == stream.counts["taken"])
+    assert stream.counts["failed"] == 1
+    assert stream.counts["discarded"] == stream.counts["taken"] - 4
+    wait_until(lambda: workers() == 0)
+
+
+@pytest.mark.parametrize("policy", ["drop-oldest", "deadline"])
+def test_a_failing_source_fails_under_every_policy(policy: str) -> None:
+    def source() -> Iterator[np.ndarray]:
+        yield from numbers(2)
+        raise OSError("camera unplugged")
+
+    stream = MaskStream(
+        Clockwork(), source(), policy=policy, deadline_ms=5000 if policy == "deadline" else None
+    )
+    assert int(next(stream)[0, 0]) == 0
+    assert int(next(stream)[0, 0]) == 1
+    with pytest.raises(OSError, match="camera unplugged"):
+        next(stream)
+    assert stream.counts["delivered"] == 2
+
+
+def test_another_thread_may_cancel_while_one_waits() -> None:
+    release = threading.Event()
+
+    def source() -> Iterator[np.ndarray]:
+        yield np.array([0])
+        release.wait(30)
+
+    with MaskStream(Clockwork(), source(), policy="drop-oldest") as stream:
+        next(stream)
+        threading.Timer(0.1, stream.close).start()
+        assert list(stream) == []
+    release.set()
+    wait_until(lambda: workers() == 0)
+
+
+def test_a_forgotten_stream_stops_even_in_a_cycle() -> None:
+    holder: dict[str, Any] = {"stream": MaskStream(Clockwork(), numbers(1000))}
+    holder["self"] = holder
+    next(holder["stream"])
+    assert workers() == 1
+    del holder
+    gc.collect()
+    wait_until(lambda: workers() == 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"policy": "drop-newest"}, "policy is 'drop-newest', expected one of block, drop-oldest, deadline"),
+        (
+            {"policy": "deadline"},
+            'policy is "deadline" and deadline_ms is None, but .* Pass both, or neither',
+        ),
+        ({"deadline_ms": 5.0}, 'policy is "block" and deadline_ms is 5.0, but'),
+        ({"policy": "deadline", "deadline_ms": 0.0}, "deadline_ms is 0.0, expected a positive number"),
+        ({"policy": "deadline", "deadline_ms": float("inf")}, "deadline_ms is inf, expected"),
+    ],
+)
+def test_impossible_policies(segment: Segmenter, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(BackendError, match=message):
+        segment.stream([], **options)

@@ -1,0 +1,212 @@
+"""Rasters of any height in memory for one row of tiles: what an engine of rows does, and the CPU's.
+
+`hfd_edge.runtime.scene.RowDriver` knows the geometry and drives; an engine holds the preprocessed strip, runs
+the network, blends and labels. `TileRow` (`hfd_edge.raster.tiling`) is what they talk about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hfd_edge.raster.logits import labels_rows
+from hfd_edge.raster.tiling import LogitsBlender, TilePlan, TileRow, mirrored
+from hfd_edge.runtime.backends import Backend
+from hfd_edge.sar.preprocessing import Preprocessing
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Tiler:
+    """How a raster becomes tiles for the network, and their logits labels again.
+
+    Attributes:
+        preprocessing: Stored pixels to network input.
+        classes: Number of classes.
+        stride: Pixels per logit.
+        tile_px: Side of the tiles.
+        overlap_px: Least overlap of neighbouring tiles.
+        nodata_label: Label of invalid pixels.
+    """
+
+    preprocessing: Preprocessing
+    classes: int
+    stride: int
+    tile_px: int
+    overlap_px: int
+    nodata_label: int
+
+    def plan(self, *, rows: int, cols: int) -> TilePlan:
+        """Lay out the tiles of a raster."""
+        return TilePlan(rows, cols, tile_px=self.tile_px, overlap_px=self.overlap_px)
+
+
+class Decided(Protocol):
+    """Labels of the pixel rows `start` to `stop`, which may still be in the making on a device.
+
+    Attributes:
+        start: First pixel row.
+        stop: Pixel row after the last one; equal to `start` is possible.
+        tiles: Tiles of this row of tiles with a valid pixel. Read it after `labels`.
+        skipped: Tiles without one, whose logits mean nothing. Read it after `labels`.
+    """
+
+    @property
+    def start(self) -> int: ...
+    @property
+    def stop(self) -> int: ...
+    @property
+    def tiles(self) -> int: ...
+    @property
+    def skipped(self) -> int: ...
+
+    def labels(self) -> NDArray[np.uint8]:
+        """Wait for the labels (stop - start, cols); the caller owns the array.
+
+        Called once, in the order of `RowEngine.segment`.
+
+        Raises:
+            RadiometryError: the pixels are not in the units that the bundle expects, where the engine
+                finds that out only now.
+            BackendError: the network failed to run.
+        """
+        ...
+
+
+class RowEngine(Protocol):
+    """Segments one raster from top to bottom; made by `Pipeline.rows`, one for each raster.
+
+    The driver keeps to this order: `prepare` rows until the tiles of the next row of tiles are full
+    (`origin + used` rows were appended, and never more), then `segment` it, and so on. So a strip of
+    tile_px rows is all that an engine must hold. After the last row of tiles comes nothing but `close`.
+    Both calls may return before the work is done; up to two `Decided` wait for their `labels` while the
+    next rows are prepared and segmented.
+    """
+
+    def prepare(self, raw: Array, *, above: int, below: int) -> None:
+        """Append rows to the raster.
+
+        The result must be `Preprocessing.__call__(raw)` without the `above` first and `below` last rows:
+        borders replicate at the edges of `raw`, which are those of the raster where it ends.
+
+        Args:
+            raw: Stored pixels (bands, above + n + below, cols) in host memory, any strides and dtype; not
+                read any more once this returns, because the caller may change it.
+            above: Rows at the top that were appended before and are only read again by the speckle
+                filter: its halo, or what there is of it below the top of the raster.
+            below: Rows at the bottom that will be appended later, likewise.
+        Raises:
+            RadiometryError: the pixels are not in the units that the bundle expects (a device may say so
+                later, in `Decided.labels`).
+            BackendError: the device failed.
+        """
+        ...
+
+    def segment(self, row: TileRow) -> Decided:
+        """Run the network on a row of tiles, blend it with those above, and label what that decides.
+
+        Rows of the strip below `row.used` are filled with the mirror image (`tiling.mirrored`); columns
+        right of the raster likewise. Rows from `row.following` on are kept for the next row of tiles.
+
+        Raises:
+            BackendError: the network failed to run.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free what the raster needed, wherever it stands; more than once is allowed."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class DecidedRows:
+    """Labels that are there already; see `Decided`."""
+
+    start: int
+    stop: int
+    tiles: int
+    skipped: int
+    values: NDArray[np.uint8]
+
+    def labels(self) -> NDArray[np.uint8]:
+        """Give the labels (stop - start, cols)."""
+        return self.values
+
+
+class CpuRows:
+    """Rows on the CPU, or on whatever `Backend.run` uses; see `RowEngine`."""
+
+    def __init__(self, backend: Backend, tiler: Tiler, *, cols: int) -> None:
+        self._backend = backend
+        self._tiler = tiler
+        # The height is not known; a plan of one row of tiles gives the columns.
+        self._plan = tiler.plan(rows=1, cols=cols)
+        self._blender = LogitsBlender(self._plan, classes=tiler.classes, stride=tiler.stride)
+        shape = (tiler.tile_px, self._plan.padded_cols)
+        self._pixels = np.zeros((tiler.preprocessing.bands, *shape), np.float32)
+        self._valid = np.zeros(shape, bool)
+        self._filled = 0  # rows of the strip that are preprocessed
+        self._undecided = np.zeros((0, cols), bool)  # validity of rows that have no labels yet
+
+    def prepare(self, raw: Array, *, above: int, below: int) -> None:
+        """Preprocess rows into the strip; see `RowEngine.prepare`. Raises RadiometryError."""
+        pixels, valid = self._tiler.preprocessing(raw)
+        inner = slice(above, raw.shape[1] - below)
+        pixels, valid = pixels[:, inner], valid[inner]
+        cols = self._plan.cols
+        rows = slice(self._filled, self._filled + len(valid))
+        self._pixels[:, rows, :cols] = pixels
+        self._pixels[:, rows, cols:] = pixels[:, :, mirrored(cols, self._plan.padded_cols)]
+        self._valid[rows, :cols] = valid
+        self._undecided = np.concatenate((self._undecided, valid))
+        self._filled = rows.stop
+
+    def segment(self, row: TileRow) -> DecidedRows:
+        """Segment a row of tiles at once; see `RowEngine.segment`. Raises BackendError."""
+        size = self._tiler.tile_px
+        self._pixels[:, row.used :] = self._pixels[:, mirrored(row.used, size)]
+        self._valid[row.used :] = False
+        origins = self._plan.col_origins
+        wanted = [col for col, left in enumerate(origins) if self._valid[:, left : left + size].any()]
+        self._blender.begin(row)
+        for group in _groups(wanted, self._backend.batch):
+            tiles = np.stack([self._pixels[:, :, origins[col] : origins[col] + size] for col in group])
+            for col, logits in zip(group, self._backend.run(tiles), strict=True):
+                self._blender.add(col, logits)
+        labels = self._label()
+        self._move(row.following - row.origin)
+        return DecidedRows(row.start, row.stop, len(wanted), len(origins) - len(wanted), labels)
+
+    def close(self) -> None:
+        """Nothing to free: memory goes with the object."""
+
+    def _label(self) -> NDArray[np.uint8]:
+        done = self._blender.finished()
+        labels = labels_rows(
+            done.logits,
+            stride=self._tiler.stride,
+            first=done.first,
+            start=done.start,
+            stop=done.stop,
+            cols=self._plan.cols,
+        )
+        labels[~self._undecided[: len(labels)]] = self._tiler.nodata_label
+        self._undecided = self._undecided[len(labels) :].copy()
+        return labels
+
+    def _move(self, shift: int) -> None:
+        """Keep the rows of the strip that the next row of tiles shares."""
+        kept = self._tiler.tile_px - shift
+        self._pixels[:, :kept] = self._pixels[:, shift:].copy()
+        self._valid[:kept] = self._valid[shift:].copy()
+        self._filled = kept
+
+
+def _groups(items: list[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
