@@ -21,15 +21,12 @@ from hfd_edge.deploy.record import CalibrationTile
 from hfd_edge.deploy.tiles import cut, tile_sha256
 from hfd_edge.progress import Progress, silent
 from hfd_edge.sar.preprocessing import Preprocessing
-from hfd_edge.sar.radiometry import to_intensity
+from hfd_edge.sar.statistics import LOG_ENL_LIMITS, block_log_enl, linear_power
 
 Array = NDArray[Any]
 
 BACKSCATTER_BINS = 128
-LOG_ENL_LIMITS = (-1.0, 3.0)
-"""log10 of the looks that are told apart: below is a block with one bright point, above a constant one."""
 _QUANTILES = 8
-_BLOCK_PX = 8
 
 
 @dataclass(frozen=True)
@@ -85,31 +82,16 @@ def describe_split(
 
 
 def log_enl(intensity: Array) -> float:
-    """Median over blocks of 8 x 8 pixels of log10(mean^2 / variance), which is their number of looks.
-
-    Most blocks of a SAR image are homogeneous, so the median is near the looks of the product; texture
-    lowers it. For "stretched" products the same figure of the stored values still tells smooth from
-    grainy tiles, though it is no number of looks.
+    """log10 of the number of looks, mean over the bands; see `sar.statistics.block_log_enl`.
 
     Args:
         intensity: Linear power (bands, rows, cols); NaN marks no-data. Blocks with no-data are left out.
     Returns:
-        log10 of the looks, mean over the bands, within `LOG_ENL_LIMITS`; NaN without a whole block of
-        varying pixels.
-    Source: Oliver & Quegan, Understanding Synthetic Aperture Radar Images (ENL of a homogeneous area).
+        Within `LOG_ENL_LIMITS`; NaN without a whole block of varying pixels.
     """
-    bands, rows, cols = intensity.shape
-    high, wide = rows // _BLOCK_PX, cols // _BLOCK_PX
-    whole = intensity[:, : high * _BLOCK_PX, : wide * _BLOCK_PX]
-    blocks = whole.reshape(bands, high, _BLOCK_PX, wide, _BLOCK_PX)
-    mean = blocks.mean((2, 4), dtype=np.float64).reshape(bands, -1)
-    variance = blocks.var((2, 4), dtype=np.float64, ddof=1).reshape(bands, -1)
-    looks = []
-    for centre, spread in zip(mean, variance, strict=True):
-        usable = (centre > 0) & (spread > 0)  # NaN is neither
-        if usable.any():
-            looks.append(float(np.median(np.log10(centre[usable] ** 2 / spread[usable]))))
-    return float(np.clip(np.mean(looks), *LOG_ENL_LIMITS)) if looks else math.nan
+    looks = block_log_enl(intensity)
+    known = looks[np.isfinite(looks)]
+    return float(np.clip(known.mean(), *LOG_ENL_LIMITS)) if known.size else math.nan
 
 
 def features(described: Sequence[Described], preprocessing: Preprocessing) -> NDArray[np.float64]:
@@ -203,7 +185,7 @@ def _describe(
             yield Described(
                 tile=CalibrationTile(name=pair.name, row=row, col=col, sha256=tile_sha256(tile)),
                 backscatter=_histograms(pixels[:, rows, cols], seen, limits),
-                log_enl=log_enl(_power(image[:, rows, cols], preprocessing, seen)),
+                log_enl=log_enl(linear_power(image[:, rows, cols], preprocessing)),
                 classes=np.bincount(truth[truth < classes], minlength=classes),
                 nodata_share=1 - float(seen.mean()),
             )
@@ -225,12 +207,6 @@ def _histograms(
             histogram = cv2.calcHist([codes[None]], [0], None, [BACKSCATTER_BINS], [0, BACKSCATTER_BINS])
             counts += histogram.ravel().astype(np.int64)
     return found
-
-
-def _power(image: Array, preprocessing: Preprocessing, valid: NDArray[np.bool_]) -> Array:
-    if preprocessing.units == "stretched":
-        return np.where(valid, image.astype(np.float32), np.float32(np.nan))
-    return to_intensity(image, units=preprocessing.units, nodata=preprocessing.nodata)
 
 
 def _quantiles(counts: NDArray[np.int64], limits: Sequence[tuple[float, float]]) -> NDArray[np.float64]:

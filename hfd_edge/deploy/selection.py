@@ -15,7 +15,6 @@ from hfd_edge.config import Strict
 from hfd_edge.datasets.folder import PairFolder
 from hfd_edge.deploy.descriptors import (
     CHOOSERS,
-    LOG_ENL_LIMITS,
     Described,
     backscatter_limits,
     covering,
@@ -27,6 +26,7 @@ from hfd_edge.deploy.tiles import Tiles
 from hfd_edge.errors import DatasetError, ExportError
 from hfd_edge.progress import Progress, silent
 from hfd_edge.sar.preprocessing import Preprocessing
+from hfd_edge.sar.statistics import LOG_ENL_LIMITS
 
 SELECTION = "calibration/tiles.json"
 _LEAST_VALID = 0.1

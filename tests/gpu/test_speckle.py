@@ -1,0 +1,555 @@
+"""speckle.cu against the float64 definition of every filter, and against itself on other cuts of an image."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hfd_edge.errors import BackendError
+from hfd_edge.raster.image import read_image
+from hfd_edge.runtime import kernels as kernel_sources
+from hfd_edge.runtime.device import Device, Stream
+from hfd_edge.runtime.kernels import Kernels
+from hfd_edge.runtime.launch import MAX_BANDS, SPECKLE_ARGS, Plane, Speckle
+from hfd_edge.sar import FILTERS, Preprocessing, intensity_to_db, radiometry, speckle
+
+pytestmark = pytest.mark.gpu
+
+BOX_FILTERS = ("boxcar", "lee", "kuan", "gamma_map")
+NEGATIVE_LINEAR, BEYOND_MAX_DB = 1, 2
+FLOOR = 1e-5
+
+
+class Gpu:
+    """A device with its kernels, and the speckle kernel as a call on arrays."""
+
+    def __init__(self) -> None:
+        self.device = Device.open()
+        self.kernels = Kernels(self.device)
+        self.stream: Stream = self.device.stream()
+
+    def speckle(
+        self,
+        chain: Preprocessing,
+        image: np.ndarray,
+        *,
+        half: bool = False,
+        rows: tuple[int, int] | None = None,
+        offset: int = 0,
+        gap: int = 0,
+        faults: int = 0,
+    ) -> tuple[np.ndarray, np.ndarray, int]:
+        """Pixels, validity and fault bits.
+
+        Args:
+            offset: Elements before every array: 0 is aligned, and 1 as little as can be.
+            gap: Unused elements after each row. They are checked to stay as they were in what is written.
+        """
+        first, stop = rows or (0, image.shape[1])
+        bands, height, cols = image.shape
+        pitch, out_dtype = cols + gap, np.dtype(np.float16 if half else np.float32)
+        stored = np.zeros((bands, height, pitch), image.dtype)
+        stored[..., :cols] = image
+        raw = self._buffer(stored, offset)
+        out = self._buffer(np.full((bands, stop - first, pitch), -77, out_dtype), offset)
+        mask_pitch = pitch + 8  # another than that of the pixels, and aligned when that is
+        valid = self._buffer(np.full((stop - first, mask_pitch), 77, np.uint8), offset)
+        bits = self._buffer(np.array([faults], np.uint32), 0)
+        Speckle(self.kernels, self.device.limits, chain, half=half)(
+            self.stream,
+            Plane(raw.address + offset * image.itemsize, pitch, height * pitch),
+            dtype=image.dtype,
+            shape=image.shape,
+            rows=(first, stop),
+            out=Plane(out.address + offset * out_dtype.itemsize, pitch, (stop - first) * pitch),
+            valid=Plane(valid.address + offset, mask_pitch),
+            faults=bits.address,
+        )
+        pixels = self._array(out, (bands, stop - first, pitch), out_dtype, offset)
+        mask = self._array(valid, (stop - first, mask_pitch), np.uint8, offset)
+        assert (pixels[..., cols:] == -77).all() and (mask[:, cols:] == 77).all(), "wrote between the rows"
+        assert set(np.unique(mask[:, :cols])) <= {0, 1}
+        return pixels[..., :cols], mask[:, :cols].astype(bool), int(self._array(bits, (1,), np.uint32, 0)[0])
+
+    def _buffer(self, array: np.ndarray, offset: int) -> Any:
+        buffer = self.device.buffer(array.nbytes + offset * array.itemsize)
+        self.stream.copy_in(buffer.address + offset * array.itemsize, array)
+        self.stream.synchronize()
+        return buffer
+
+    def _array(self, buffer: Any, shape: tuple[int, ...], dtype: Any, offset: int) -> np.ndarray:
+        result = np.empty(shape, dtype)
+        self.stream.copy_out(result, buffer.address + offset * result.itemsize)
+        self.stream.synchronize()
+        return result
+
+
+@pytest.fixture(scope="module")
+def gpu() -> Iterator[Gpu]:
+    made = Gpu()
+    yield made
+    made.device.close()
+
+
+def make_chain(bands: int = 2, **changes: Any) -> Preprocessing:
+    chosen: dict[str, Any] = {"units": "intensity", "looks": 4.0, "nodata": None, "speckle": "lee"} | changes
+    decibels = chosen["units"] != "stretched"
+    statistics = {
+        "clip": ((-90.0, 90.0) if decibels else (10.0, 200.0),) * bands,
+        "mean": tuple(-11.0 - 7 * band for band in range(bands)),
+        "std": tuple(4.5 + 0.25 * band for band in range(bands)),
+    }
+    return Preprocessing(**{"window_px": 7, **statistics, **chosen})
+
+
+def scene(rows: int, cols: int, *, bands: int = 2, looks: float = 4.0, seed: int = 0) -> np.ndarray:
+    """Water, land and bright points: 50 dB of range under speckle; linear power."""
+    rng = np.random.default_rng(seed)
+    truth = np.where(np.arange(cols) < cols // 2, 0.002, 0.2) * np.ones((bands, rows, 1))
+    truth[rng.random(truth.shape) < 0.002] = 200.0
+    return (truth * rng.gamma(looks, 1 / looks, truth.shape)).astype(np.float32)
+
+
+def stored_as(power: np.ndarray, dtype: str, units: str) -> np.ndarray:
+    """Linear power as a product stores it."""
+    if units == "complex":
+        phase = np.random.default_rng(9).uniform(0, 2 * np.pi, power.shape)
+        return (np.sqrt(power) * np.exp(1j * phase)).astype(np.complex64)
+    value = {"intensity": power, "sigma0_db": 10 * np.log10(power) + 40}.get(units, np.sqrt(power))
+    if dtype == "float32":
+        return value.astype(np.float32)
+    scale = {"uint8": 30.0, "uint16": 3000.0}[dtype]
+    if units == "sigma0_db":
+        scale = 1.0
+    return np.clip(np.round(value * scale), 0, np.iinfo(dtype).max).astype(dtype)
+
+
+def expected(chain: Preprocessing, image: np.ndarray, dtype: type) -> tuple[np.ndarray, np.ndarray]:
+    """`Preprocessing.__call__` by the definitions, in float64 or in plain float32."""
+    wide = image.astype(np.result_type(dtype, np.complex64) if image.dtype.kind == "c" else dtype)
+    unfiltered_db = chain.units == "sigma0_db" and chain.speckle == "none"
+    if chain.units == "stretched" or unfiltered_db:
+        valid = radiometry.valid_mask(image, units=chain.units, nodata=chain.nodata)
+        values = wide
+    else:
+        # Validity is a matter of what is stored, and of what float32 can hold.
+        single = image.astype(np.complex64 if image.dtype.kind == "c" else np.float32)
+        power = radiometry.to_intensity(single, units=chain.units, nodata=chain.nodata)
+        valid = ~np.isnan(power).any(axis=0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = radiometry.to_intensity(wide, units=chain.units, nodata=chain.nodata)
+        values[:, ~valid] = np.nan
+        if chain.speckle != "none":
+            options = {"filter": chain.speckle, "window_px": chain.window_px, "looks": chain.looks}
+            values = speckle.despeckle(values, **options, dtype=dtype)
+        values = intensity_to_db(values)
+    low, high = np.array(chain.clip, dtype).T[..., None, None]
+    mean, std = (np.array(values, dtype)[:, None, None] for values in (chain.mean, chain.std))
+    return np.where(valid, (np.clip(values, low, high) - mean) / std, 0), valid
+
+
+def check(gpu: Gpu, chain: Preprocessing, image: np.ndarray, **options: Any) -> np.ndarray:
+    """By the project's rule for fast paths: at most 4 times the error of plain float32, and a floor."""
+    pixels, valid, faults = gpu.speckle(chain, image, **options)
+    reference, reference_valid = expected(chain, image, np.float64)
+    assert np.array_equal(valid, reference_valid)
+    assert not pixels[:, ~valid].any()
+    assert faults == 0
+    plain = np.abs(expected(chain, image, np.float32)[0] - reference).max()
+    if chain.speckle in ("refined_lee", "gamma_map"):
+        plain = 0.0  # float32 NumPy takes the other branch at near-ties, and is no yardstick there
+    allowed = 4 * plain + FLOOR * np.maximum(np.abs(reference), 1)
+    if pixels.dtype == np.float16:
+        allowed += np.maximum(np.abs(reference) * 2.0**-11, 2.0**-25)
+    if chain.speckle == "refined_lee":
+        allowed[near_ties(chain, image)] = np.inf
+    assert (np.abs(pixels - reference) <= allowed).all(), np.abs(pixels - reference).max()
+    return pixels
+
+
+def near_ties(chain: Preprocessing, image: np.ndarray) -> np.ndarray:
+    """Pixels where refined Lee's choice of half window is within the rounding of single precision."""
+    power = radiometry.to_intensity(image, units=chain.units, nodata=chain.nodata).astype(np.float64)
+    padded, box, centres = speckle._pad(power, 3), speckle._box(1), (-2, 0, 2)
+    with np.errstate(invalid="ignore"):
+        m = np.array(
+            [speckle._moments(padded, 3, speckle._moved(box, y, x)).mean for y in centres for x in centres]
+        )
+    m = np.where(np.isnan(m), m[4], m)
+    rounding = 1e-6 * m.max(axis=0)
+    edges = (((0, 3, 6), (2, 5, 8)), ((0, 1, 2), (6, 7, 8)), ((0, 1, 3), (8, 7, 5)), ((2, 1, 5), (6, 7, 3)))
+    gradients = np.array([abs(m[list(one)].sum(axis=0) - m[list(other)].sum(axis=0)) for one, other in edges])
+    nearness = np.array([abs(abs(m[i] - m[4]) - abs(m[8 - i] - m[4])) for i in (3, 1, 0, 2)])
+    second, first = np.sort(gradients, axis=0)[2:]
+    chosen = np.take_along_axis(nearness, gradients.argmax(axis=0)[None], axis=0)[0]
+    ties = (first - second <= rounding) | (chosen <= rounding)
+    ties[np.ptp(power, axis=(1, 2)) == 0] = False  # all half windows of a constant band are the same
+    assert ties.mean() < 0.2, "too many ties for a test"
+    return np.asarray(ties)
+
+
+STORED = [
+    ("uint8", "amplitude"),
+    ("uint8", "sigma0_db"),
+    ("uint16", "dn"),
+    ("uint16", "intensity"),
+    ("float32", "intensity"),
+    ("float32", "amplitude"),
+    ("float32", "sigma0_db"),
+    ("complex64", "complex"),
+]
+
+
+class TestAgainstReference:
+    @pytest.mark.parametrize("name", ["none", *FILTERS])
+    @pytest.mark.parametrize(("dtype", "units"), STORED)
+    def test_every_type_and_filter(self, gpu, dtype, units, name):
+        image = stored_as(scene(45, 72), dtype, units)
+        image[0, 20:30, 5:30] = 0
+        image[1, ::6, ::4] = 0 if image.dtype.kind == "u" else np.nan
+        image[1, 40:, 60:] = 3
+        aligned = check(gpu, make_chain(units=units, speckle=name, nodata=3.0), image)
+        assert np.array_equal(
+            check(gpu, make_chain(units=units, speckle=name, nodata=3.0), image, gap=1), aligned
+        )
+
+    @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+    def test_stretched_pixels_keep_their_values_and_their_zeros(self, gpu, dtype):
+        image = np.random.default_rng(1).integers(0, 256, (2, 19, 75)).astype(dtype)
+        image[1, :4] = 7
+        check(gpu, make_chain(units="stretched", speckle="none", nodata=7.0), image)
+
+    @pytest.mark.parametrize("window_px", [3, 5, 7, 9, 11])
+    @pytest.mark.parametrize("name", [*BOX_FILTERS, "frost"])
+    def test_every_window(self, gpu, name, window_px):
+        image = scene(43, 70, bands=1)
+        image[0, 10:14, 10:14] = np.nan
+        check(gpu, make_chain(1, speckle=name, window_px=window_px), image)
+
+    @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (3, 5), (32, 64), (33, 65), (2, 200), (97, 3)])
+    @pytest.mark.parametrize("name", ["none", "lee", "frost", "refined_lee"])
+    def test_odd_shapes(self, gpu, name, shape):
+        check(gpu, make_chain(speckle=name), scene(*shape))
+
+    @pytest.mark.parametrize("bands", [1, 3, 4, 5, 8])
+    @pytest.mark.parametrize("name", ["lee", "refined_lee"])
+    def test_bands_that_need_smaller_tiles(self, gpu, name, bands):
+        image = scene(35, 66, bands=bands)
+        image[-1, 4:9, 7:11] = np.nan
+        check(gpu, make_chain(bands, speckle=name), image)
+
+    @pytest.mark.parametrize("window_px", [3, 7, 11])
+    @pytest.mark.parametrize("name", ["boxcar", "lee", "kuan"])
+    def test_bright_targets_beside_dark_water(self, gpu, name, window_px):
+        image = scene(40, 64, bands=1)
+        image[0, ::16, ::16] *= 1e6
+        check(gpu, make_chain(1, speckle=name, window_px=window_px), image)
+
+    @pytest.mark.parametrize("name", FILTERS)
+    def test_constant_image_is_a_fixed_point(self, gpu, name):
+        pixels = check(gpu, make_chain(1, speckle=name), np.full((1, 20, 20), 0.3, np.float32))
+        assert np.ptp(pixels) <= 2e-6
+
+    def test_first_of_equal_edges(self, gpu):
+        """A texture whose 3 x 3 means are exactly 1, or 2 around one bright pixel: ties everywhere."""
+        image = np.tile(np.array([0.5, 1.0, 1.5], np.float32), (1, 15, 5))
+        image[0, 7, 7] += 9
+        chain = make_chain(1, speckle="refined_lee")
+        pixels, _, _ = gpu.speckle(chain, image)
+        np.testing.assert_allclose(pixels, expected(chain, image, np.float64)[0], atol=1e-5)
+
+    @pytest.mark.parametrize("name", [*BOX_FILTERS, "frost"])
+    def test_many_looks(self, gpu, name):
+        check(gpu, make_chain(1, speckle=name, looks=400.0), scene(40, 64, bands=1, looks=400.0))
+
+    def test_largest_size_of_the_acceptance_test(self, gpu):
+        image = stored_as(scene(1031, 517, bands=1), "uint8", "amplitude")
+        check(gpu, make_chain(1, units="amplitude"), image, half=True)
+
+    def test_clip(self, gpu):
+        chain = make_chain(1, clip=((-20.0, -10.0),), mean=(-15.0,), std=(5.0,))
+        pixels = check(gpu, chain, scene(33, 40, bands=1))
+        assert pixels.min() == -1 and pixels.max() == 1
+
+    @pytest.mark.parametrize(
+        ("files", "units", "nodata"),
+        [
+            ("geo_edge_cases/sar/*uint16.tif", "dn", 0.0),
+            ("geo_edge_cases/sar/*nodata-99*.tif", "sigma0_db", -99.0),
+            ("kompsat5_water/sar/*.tif", "dn", None),
+            ("volkov_s1s2_pairs_unlabelled/sar/*.tif", "amplitude", None),
+            ("terramind_s1s2_lulc/sar/*.tif", "sigma0_db", None),
+        ],
+    )
+    @pytest.mark.parametrize("name", ["none", *BOX_FILTERS, "frost"])
+    def test_real_images(self, gpu, shared_data: Path, files, units, nodata, name):
+        image = read_image(min(shared_data.glob(files)))[:, 90:170, 60:170]
+        check(gpu, make_chain(len(image), units=units, speckle=name, nodata=nodata), image)
+
+
+class TestNoData:
+    @pytest.mark.parametrize("name", ["none", *FILTERS])
+    @pytest.mark.parametrize("band", [0, 1, 2])
+    def test_a_pixel_is_valid_in_every_band_or_in_none(self, gpu, name, band):
+        image = scene(20, 40, bands=3)
+        image[band, 3, 4:9] = [np.nan, np.inf, -np.inf, 0.0, 5.0]
+        _, valid, _ = gpu.speckle(make_chain(3, nodata=5.0, speckle=name), image)
+        assert np.argwhere(~valid).tolist() == [[3, col] for col in range(4, 9)]
+        check(gpu, make_chain(3, nodata=5.0, speckle=name), image)
+
+    @pytest.mark.parametrize("name", ["none", *FILTERS])
+    def test_nothing_valid(self, gpu, name):
+        pixels, valid, _ = gpu.speckle(make_chain(speckle=name), np.zeros((2, 11, 70), np.float32))
+        assert not pixels.any() and not valid.any()
+
+    @pytest.mark.parametrize("nodata", [0.5, 300.0, -1.0, 1e-50, 1e50])
+    def test_nodata_that_no_stored_value_can_equal(self, gpu, nodata):
+        image = np.arange(256, dtype=np.uint8).reshape(1, 4, 64)
+        check(gpu, make_chain(1, units="stretched", speckle="none", nodata=nodata), image)
+
+    @pytest.mark.parametrize("name", ["none", "lee"])
+    def test_power_beyond_single_precision(self, gpu, name):
+        image = np.full((1, 9, 9), 0.3, np.float32)
+        image[0, 0, :2] = [1e-30, 1e30]
+        pixels, valid, _ = gpu.speckle(make_chain(1, units="amplitude", speckle=name), image)
+        assert np.isfinite(pixels).all() and np.argwhere(~valid).tolist() == [[0, 0], [0, 1]]
+
+
+class TestFaults:
+    @pytest.mark.parametrize("name", ["none", "lee", "refined_lee"])
+    @pytest.mark.parametrize(
+        ("units", "value", "dtype", "bits"),
+        [
+            ("intensity", -1e-3, "float32", NEGATIVE_LINEAR),
+            ("amplitude", -2.0, "float32", NEGATIVE_LINEAR),
+            ("sigma0_db", 100.5, "float32", BEYOND_MAX_DB),
+            ("sigma0_db", 101, "uint8", BEYOND_MAX_DB),
+            ("sigma0_db", -200.0, "float32", 0),
+            ("sigma0_db", 100.0, "float32", 0),
+            ("sigma0_db", np.inf, "float32", 0),
+            ("intensity", -np.inf, "float32", 0),
+            ("complex", -1.0, "complex64", 0),
+        ],
+    )
+    def test_one_pixel_is_enough(self, gpu, name, units, value, dtype, bits):
+        image = np.full((2, 40, 70), 2, dtype)
+        image[1, 39, 69] = value
+        assert gpu.speckle(make_chain(units=units, speckle=name), image)[2] == bits
+        nodata = gpu.speckle(make_chain(units=units, speckle=name, nodata=float(value)), image)[2]
+        assert nodata == 0, "the no-data value may be anything"
+
+    def test_bits_of_earlier_frames_stay(self, gpu):
+        image = np.full((2, 5, 5), -1, np.float32)
+        assert gpu.speckle(make_chain(), image, faults=2)[2] == 3
+        assert gpu.speckle(make_chain(), -image, faults=2)[2] == 2
+
+    def test_kernel_and_reference_refuse_the_same(self, gpu):
+        for value in (-1.0, 1.0):
+            image = np.full((2, 5, 5), value, np.float32)
+            try:
+                radiometry.check_units(image, units="intensity", bands=2)
+                refused = False
+            except radiometry.RadiometryError:
+                refused = True
+            assert refused == bool(gpu.speckle(make_chain(), image)[2])
+
+
+@pytest.mark.parametrize("name", ["none", *FILTERS])
+class TestCutsDoNotShow:
+    """Bit for bit: a pixel depends on its window alone."""
+
+    def chain_and_image(self, name):
+        image = scene(101, 150)
+        image[:, 20:24, 10:20] = 0.0
+        image[1, 60:, 100:] = np.nan
+        return make_chain(speckle=name, looks=2.0), image
+
+    def test_rows_of_a_block(self, gpu, name):
+        chain, image = self.chain_and_image(name)
+        whole, whole_valid, _ = gpu.speckle(chain, image)
+        for rows in ((0, 1), (7, 50), (40, 101)):
+            pixels, valid, _ = gpu.speckle(chain, image, rows=rows)
+            assert np.array_equal(pixels, whole[:, slice(*rows)])
+            assert np.array_equal(valid, whole_valid[slice(*rows)])
+
+    def test_strips_with_halo(self, gpu, name):
+        chain, image = self.chain_and_image(name)
+        whole, _, _ = gpu.speckle(chain, image)
+        for top in range(0, 101, 37):
+            first, stop = max(top - chain.halo_px, 0), min(top + 37, 101)
+            strip = np.ascontiguousarray(image[:, first : stop + chain.halo_px])
+            pixels, _, _ = gpu.speckle(chain, strip, rows=(top - first, stop - first))
+            assert np.array_equal(pixels, whole[:, top:stop])
+
+    def test_columns(self, gpu, name):
+        """Tiles begin elsewhere, rows are no longer aligned, and no-data falls into other tiles."""
+        chain, image = self.chain_and_image(name)
+        whole, _, _ = gpu.speckle(chain, image)
+        pixels, _, _ = gpu.speckle(chain, np.ascontiguousarray(image[:, :, 13:]))
+        assert np.array_equal(pixels[..., chain.halo_px :], whole[..., 13 + chain.halo_px :])
+
+    def test_memory_layout(self, gpu, name):
+        chain, image = self.chain_and_image(name)
+        whole, whole_valid, _ = gpu.speckle(chain, image)
+        for offset, gap in ((1, 0), (0, 2), (1, 5)):  # 150 + 2 columns are aligned, the others are not
+            pixels, valid, _ = gpu.speckle(chain, image, offset=offset, gap=gap)
+            assert np.array_equal(pixels, whole) and np.array_equal(valid, whole_valid)
+
+    def test_half_precision_is_the_rounded_result(self, gpu, name):
+        chain, image = self.chain_and_image(name)
+        single, valid, _ = gpu.speckle(chain, image)
+        for gap in (0, 2):
+            half, half_valid, _ = gpu.speckle(chain, image, half=True, gap=gap)
+            assert np.array_equal(half, single.astype(np.float16)) and np.array_equal(valid, half_valid)
+
+
+class TestHalfPrecision:
+    @pytest.mark.parametrize("name", ["none", *FILTERS])
+    def test_against_reference(self, gpu, name):
+        check(gpu, make_chain(speckle=name), scene(40, 67), half=True)
+
+    def test_conversions_are_numpys_for_every_half(self, gpu, tmp_path, monkeypatch):
+        """All halves both ways, the floats halfway between two of them, and those just beside."""
+        for path in kernel_sources.SOURCES.glob("*.cuh"):
+            shutil.copy(path, tmp_path)
+        shutil.copy(Path(__file__).parent / "kernels" / "half.cu", tmp_path)
+        monkeypatch.setattr(kernel_sources, "SOURCES", tmp_path)
+        halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+        known = np.sort(halves[np.isfinite(halves)].astype(np.float32))
+        middle = (known + np.append(known[1:], np.float32(65536))) / 2
+        floats = np.concatenate([known, middle, np.nextafter(middle, np.inf), np.nextafter(middle, -np.inf)])
+        extreme = [np.inf, -np.inf, np.nan, 1e30, -1e30, 1e-30, -0.0, 65519.996, 3.4e38, 1e-45]
+        floats = np.concatenate([floats, np.array(extreme, np.float32)]).astype(np.float32)
+        to_half, to_float = self.convert(gpu, floats, halves)
+        with np.errstate(over="ignore"):
+            wanted = floats.astype(np.float16)
+        np.testing.assert_array_equal(to_half, wanted)
+        assert np.array_equal(np.signbit(to_half), np.signbit(wanted) & ~np.isnan(wanted))
+        np.testing.assert_array_equal(to_float, halves.astype(np.float32))
+
+    @staticmethod
+    def convert(gpu: Gpu, floats: np.ndarray, halves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        inputs = [gpu._buffer(array, 0) for array in (floats, halves)]
+        outputs = [gpu.device.buffer(2 * floats.size), gpu.device.buffer(4 * halves.size)]
+        names = ("floats", "halves", "to_half", "to_float")
+        dtype = np.dtype([*((name, "<u8") for name in names), ("counts", "<i4", (2,))], align=True)
+        args = np.zeros((), dtype)
+        for name, buffer in zip(names, (*inputs, *outputs), strict=True):
+            args[name] = buffer.address
+        args["counts"] = floats.size, halves.size
+        function = Kernels(gpu.device).function("half", "convert_halves")
+        function(gpu.stream, grid=(-(-floats.size // 256),), block=(256,), args=args[()])
+        to_half = gpu._array(outputs[0], floats.shape, np.float16, 0)
+        return to_half, gpu._array(outputs[1], halves.shape, np.float32, 0)
+
+
+class TestTraffic:
+    """Acceptance: at window 7 at most 1.35 times one read and one write of each pixel."""
+
+    @pytest.mark.parametrize("half", [False, True])
+    @pytest.mark.parametrize("bands", [1, 2, 4])
+    @pytest.mark.parametrize(
+        ("dtype", "units"), [("uint8", "amplitude"), ("float32", "intensity"), ("complex64", "complex")]
+    )
+    def test_bytes_of_a_frame(self, gpu, softcuda, dtype, units, bands, half):
+        image = stored_as(np.full((bands, 128, 256), 0.1), dtype, units)
+        softcuda.reset()
+        gpu.speckle(make_chain(bands, units=units), image, half=half)
+        counted = softcuda.counters("speckle_7")
+        pixels = 128 * 256
+        written = pixels * (bands * (2 if half else 4) + 1)
+        assert counted.launches == 1
+        assert counted.store_bytes == written
+        assert counted.load_bytes + counted.store_bytes <= 1.35 * (image.nbytes + written)
+
+    def test_no_data_costs_nothing_more(self, gpu, softcuda):
+        image = scene(64, 128)
+        image[:, :32] = 0.0
+        softcuda.reset()
+        gpu.speckle(make_chain(speckle="none"), image)
+        counted = softcuda.counters("speckle_none")
+        assert counted.load_bytes == image.nbytes and counted.store_bytes == image.nbytes + 64 * 128
+        assert counted.loads == image.nbytes / 16, "aligned rows are read four pixels at a time"
+
+
+class TestRefused:
+    def launch(self, gpu: Gpu, chain: Preprocessing, **changes: Any) -> None:
+        call: dict[str, Any] = {"dtype": np.dtype(np.float32), "shape": (2, 8, 8), "rows": (0, 8), **changes}
+        plane = Plane(0, 8, 64)
+        made = Speckle(gpu.kernels, gpu.device.limits, chain, half=False)
+        made(gpu.stream, plane, out=plane, valid=plane, faults=0, **call)
+
+    def test_types(self, gpu):
+        with pytest.raises(
+            BackendError, match=r'int16 pixels, but takes uint8, uint16 or float32 for units "int'
+        ):
+            self.launch(gpu, make_chain(), dtype=np.dtype(np.int16))
+        with pytest.raises(BackendError, match="complex64 pixels, but takes uint8"):
+            self.launch(gpu, make_chain(), dtype=np.dtype(np.complex64))
+        with pytest.raises(BackendError, match=r"float32 pixels, but takes complex64.*numpy\.astype"):
+            self.launch(gpu, make_chain(units="complex"))
+
+    @pytest.mark.parametrize(
+        "changes", [{"shape": (3, 8, 8)}, {"rows": (0, 9)}, {"rows": (4, 4)}, {"rows": (-1, 2)}]
+    )
+    def test_shapes(self, gpu, changes):
+        with pytest.raises(BackendError, match=r"at least one row inside a block of 2 bands"):
+            self.launch(gpu, make_chain(), **changes)
+
+    def test_window(self, gpu):
+        with pytest.raises(
+            BackendError, match=r"13 pixels wide, but the GPU kernels take \(3, 5, 7, 9, 11\)"
+        ):
+            self.launch(gpu, make_chain(window_px=13))
+
+    @pytest.mark.parametrize("name", ["none", "lee"])
+    def test_bands(self, gpu, name):
+        with pytest.raises(BackendError, match=rf"{MAX_BANDS + 1} bands.*onnxruntime backend"):
+            self.launch(gpu, make_chain(MAX_BANDS + 1, speckle=name))
+
+    def test_shared_memory(self, gpu):
+        limits = dataclasses.replace(gpu.device.limits, shared_bytes=8000)
+        with pytest.raises(
+            BackendError,
+            match=r"the 4 bands of .* for filter lee with window 7 at least 14080 bytes, but .* has 8000",
+        ):
+            Speckle(gpu.kernels, limits, make_chain(4), half=False)
+
+    def test_grid(self, gpu):
+        limits = dataclasses.replace(gpu.device.limits, max_grid=(1, 1, 1))
+        made = Speckle(gpu.kernels, limits, make_chain(), half=False)
+        with pytest.raises(BackendError, match=r"at most \(1, 1, 1\) blocks in one launch, but \(1, 2\)"):
+            plane = Plane(0, 64, 6400)
+            made(
+                gpu.stream, plane, dtype=np.dtype(np.float32), shape=(2, 64, 64), rows=(0, 64), out=plane,
+                valid=plane, faults=0,
+            )  # fmt: skip
+
+
+def test_argument_struct_has_the_size_of_the_kernel(softcuda, gpu):
+    """The driver refuses a parameter buffer of another size than the kernel's struct."""
+    longer = np.dtype([*SPECKLE_ARGS.descr, ("more", "<u8")])
+    function = gpu.kernels.function("speckle", "speckle_none")
+    with softcuda.expect_faults("argument"), pytest.raises(BackendError, match="invalid argument"):
+        function(gpu.stream, grid=(1,), block=(32,), args=np.zeros((), longer)[()])
+
+
+@pytest.mark.hardware
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("shape", [(1031, 517), (2048, 4096)])
+@pytest.mark.parametrize("name", ["none", *FILTERS])
+@pytest.mark.parametrize(("dtype", "units"), STORED)
+def test_large_images(gpu, dtype, units, name, shape, half):
+    image = stored_as(scene(*shape), dtype, units)
+    image[0, 200:300, 50:300] = 0
+    chain = make_chain(units=units, speckle=name)
+    check(gpu, chain, image[:, :600, :600].copy(), half=half)
+    whole, _, _ = gpu.speckle(chain, image, half=half)
+    part, _, _ = gpu.speckle(chain, image, half=half, rows=(101, 377))
+    assert np.array_equal(part, whole[:, 101:377])
