@@ -124,3 +124,9 @@ def resource_folder(name: str) -> Path:
     checkout = {"recipes": "train/recipes", "targets": "export/targets", "kit": "export/kit"}[name]
     inside = package / "data" / name
     return inside if inside.is_dir() else package.parent / checkout
+
+
+def user_cache(name: str) -> Path:
+    """Folder of this user for what can be made again: "timing", "kernels". It may not exist yet."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "hfd-edge" / name

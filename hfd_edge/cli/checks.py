@@ -9,6 +9,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 
 
@@ -44,7 +45,7 @@ def machine_checks() -> list[Check]:
     checks = [_python()]
     checks += [_extra(name, install, packages) for name, (install, packages) in _EXTRAS.items()]
     checks += [_tensorrt("TensorRT-RTX engines", "tensorrt_rtx"), _tensorrt("TensorRT engines", "tensorrt")]
-    checks += [_torch_tensorrt(), _driver(), _toolkit()]
+    checks += [_torch_tensorrt(), _driver(), _toolkit(), _gpu_runtime(), _kernels()]
     return checks
 
 
@@ -111,6 +112,41 @@ def _toolkit() -> Check:
     return Check(
         "CUDA toolkit", nvcc is not None, found, "" if nvcc else "only needed to compile CUDA kernels"
     )
+
+
+def _gpu_runtime() -> Check:
+    """PyCUDA, which the GPU runtime needs, and cuda-bindings, which CUDA graphs and NVRTC need."""
+    check = _extra("GPU runtime", "hfd-edge[cuda]", ("pycuda", "cuda-bindings"))
+    if not check.ok:
+        return check
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns of what the error says anyway
+            importlib.import_module("pycuda.driver")
+    except ImportError as error:  # no driver, or PyCUDA was compiled for another CUDA
+        fix = "install the NVIDIA driver; if it is there: pip install --no-cache-dir --force-reinstall pycuda"
+        return Check(check.name, False, f"{check.found}, but PyCUDA does not load: {error}", fix)
+    return check
+
+
+def _kernels() -> Check:
+    """How the GPU that is here gets its kernels, by loading them; without one, what could compile them."""
+    from hfd_edge.errors import HfdEdgeError
+    from hfd_edge.gpu import find_gpu
+    from hfd_edge.runtime.device import Device
+    from hfd_edge.runtime.kernels import Kernels, compilers_here, packaged_kernels
+
+    name = "CUDA kernels"
+    if find_gpu() is None:
+        ways = [way for way in (packaged_kernels(), *compilers_here()) if way is not None]
+        fix = "" if ways else "install the CUDA toolkit, or: pip install 'hfd-edge[cuda]' nvidia-cuda-nvrtc"
+        return Check(name, bool(ways), f"no GPU to load them; {', '.join(ways) or 'no compiler'}", fix)
+    try:
+        with Device.open() as device:
+            found = Kernels(device).load_all()
+            return Check(name, True, f"sm_{device.limits.compute_capability}: {found}")
+    except HfdEdgeError as error:
+        return Check(name, False, "", str(error))
 
 
 def _version(package: str) -> str | None:

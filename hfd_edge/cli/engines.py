@@ -69,7 +69,7 @@ def build(
     kit: Annotated[bool, typer.Option("--kit", help="Make a device kit even if this GPU would do.")] = False,
     dla: Dla = None,
     engine: Annotated[
-        Path | None, typer.Option(help="Take this engine, which a kit built on a device, into the bundle.")
+        Path | None, typer.Option(help="Take an engine that a kit built, or a .pt2 program, into the bundle.")
     ] = None,
     json: Json = False,
 ) -> None:

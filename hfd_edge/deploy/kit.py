@@ -150,10 +150,10 @@ def _require_possible(bundle: Bundle, target: Target, plan: Plan) -> tuple[Findi
 
 
 def take_engine(bundle: Bundle, engine: Path | str) -> Bundle:
-    """Put an engine that a kit built and verified on a device into the bundle.
+    """Put an engine that a kit built and verified on a device, or a torch-tensorrt program, into the bundle.
 
     Args:
-        bundle: The bundle that the kit was made from.
+        bundle: The bundle that the kit was made from, or that was exported from the same run.
         engine: The engine, its sidecar beside it.
     Raises:
         EngineError: the engine is damaged, has no sidecar, or was built from another model.
@@ -163,18 +163,20 @@ def take_engine(bundle: Bundle, engine: Path | str) -> Bundle:
     record = check_engine(engine)
     relpath = {str(name): file for name, file in bundle.manifest.precisions.items()}.get(record["precision"])
     expected = bundle.manifest.files.get(relpath or "")
-    if record["onnx_sha256"] != expected:
+    # A torch-tensorrt program names the weights, not a model; its backend compares it with golden tiles.
+    if record["onnx_sha256"] != expected and record["flavour"] != "torch_tensorrt":
         raise EngineError(
             f"{engine} was built from another {record['precision']} model "
             f"({record['onnx_sha256'][:12]}...) than {bundle.path} holds ({(expected or 'none')[:12]}...). "
             "Give the bundle that the kit was made from, or make a new kit."
         )
     name = f"{record['target']}-{record['precision']}"
+    suffix = ".pt2" if record["flavour"] == "torch_tensorrt" else ".engine"
     files: dict[str, bytes | Path] = {
-        f"engines/{name}.engine": engine,
+        f"engines/{name}{suffix}": engine,
         f"engines/{name}.json": engine.with_suffix(".json"),
     }
-    return bundle.add(files, engines={name: f"engines/{name}.engine"})
+    return bundle.add(files, engines={name: f"engines/{name}{suffix}"})
 
 
 def _write_model(staged: Path, bundle: Bundle, target: Target, plan: Plan) -> _Parts:

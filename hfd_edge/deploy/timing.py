@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfd_edge.errors import StorageError
-from hfd_edge.files import write_bytes
+from hfd_edge.files import user_cache, write_bytes
 
 if TYPE_CHECKING:
     import tensorrt
@@ -24,8 +23,7 @@ _log = logging.getLogger("hfd_edge.deploy")
 
 def timing_cache_path(*, flavour: str, version: str, compute_capability: int) -> Path:
     """Where the measurements of one TensorRT on one kind of GPU are kept."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "hfd-edge" / "timing" / f"{flavour}-{version}-sm{compute_capability}.cache"
+    return user_cache("timing") / f"{flavour}-{version}-sm{compute_capability}.cache"
 
 
 @contextlib.contextmanager
