@@ -33,11 +33,8 @@ class Gpu:
 
 def find_gpu() -> Gpu | None:
     """Ask the driver about the first GPU; None where there is no driver or no GPU."""
-    driver = _driver()
-    if driver is None or driver.cuInit(0) != 0:
-        return None
-    device = ctypes.c_int()
-    if driver.cuDeviceGet(ctypes.byref(device), 0) != 0:
+    driver, device = _driver(), ctypes.c_int()
+    if not _start(driver, device, 0):
         return None
     major, minor = _attribute(driver, device, _MAJOR), _attribute(driver, device, _MINOR)
     if major is None or minor is None:
@@ -47,6 +44,26 @@ def find_gpu() -> Gpu | None:
         if not current or driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)) != 0:
             return None
     return Gpu(compute_capability=10 * major + minor, free_bytes=free.value, total_bytes=total.value)
+
+
+@contextmanager
+def current_gpu(ordinal: int) -> Iterator[bool]:
+    """Make a GPU's primary context current in this thread; gives whether that was possible."""
+    driver, device = _driver(), ctypes.c_int()
+    if not _start(driver, device, ordinal):
+        yield False
+        return
+    with _primary_context(driver, device) as current:
+        yield current
+
+
+def _start(driver: Any, device: ctypes.c_int, ordinal: int) -> bool:
+    """Initialise the driver, and find a device."""
+    return (
+        driver is not None
+        and driver.cuInit(0) == 0
+        and driver.cuDeviceGet(ctypes.byref(device), ordinal) == 0
+    )
 
 
 def _driver() -> Any:
@@ -77,3 +94,10 @@ def _primary_context(driver: Any, device: ctypes.c_int) -> Iterator[bool]:
             driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
     finally:
         driver.cuDevicePrimaryCtxRelease_v2(device)
+
+
+def pop_context() -> None:
+    """Take the topmost context off this thread's stack, also one that was released."""
+    driver = _driver()
+    if driver is not None:
+        driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))

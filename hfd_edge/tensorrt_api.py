@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -178,28 +179,33 @@ def _logger(base: Any) -> Any:
     errors = (base.ERROR, base.INTERNAL_ERROR)
 
     class Logger(base):  # type: ignore[misc]  # the class of whichever module was loaded
-        """Keeps errors and figures while a build listens; drops the rest, which TensorRT would print."""
+        """Keeps errors and figures for those who listen; drops the rest, which TensorRT would print.
+
+        Several may listen at once, from several threads: TensorRT does not say whom a message is for.
+        """
 
         def __init__(self) -> None:
             super().__init__()
-            self._log: BuildLog | None = None
+            self._listening: tuple[BuildLog, ...] = ()
+            self._lock = threading.Lock()
 
         def log(self, severity: tensorrt.ILogger.Severity, message: str) -> None:
-            if self._log is None:
-                return
-            if severity in errors:
-                self._log.faults.append(message)
-            else:
-                self._log.note(message)
+            for log in self._listening:
+                if severity in errors:
+                    log.faults.append(message)
+                else:
+                    log.note(message)
 
         @contextlib.contextmanager
         def recording(self) -> Iterator[BuildLog]:
-            log = BuildLog()
-            before, self._log = self._log, log
+            mine = BuildLog()
+            with self._lock:
+                self._listening += (mine,)
             try:
-                yield log
+                yield mine
             finally:
-                self._log = before
+                with self._lock:
+                    self._listening = tuple(log for log in self._listening if log is not mine)
 
     make: Callable[[], Any] = Logger
     return make()

@@ -56,23 +56,8 @@ def open_engine(bundle: Bundle, name: str) -> OpenedEngine:
             no GPU, or TensorRT refuses it. Says what would build it again.
         MissingExtraError: the TensorRT that built it is not installed.
     """
+    record, trt, gpu = verify_engine(bundle, name)
     path = bundle.engine(name)
-    record = _own_record(bundle, name)
-    trt = load_tensorrt(record.flavour, purpose=f"loading engine {name}")
-    gpu = find_gpu()
-    here = Here(
-        flavour=record.flavour,
-        version=tensorrt_version(trt),
-        compute_capability=None if gpu is None else gpu.compute_capability,
-    )
-    relpath = bundle.manifest.precisions.get(record.precision)
-    onnx_sha256 = bundle.manifest.files[relpath] if relpath is not None else "none"
-    check_fits(record, here, onnx_sha256=onnx_sha256, bundle=bundle.path)
-    if gpu is None:
-        raise EngineError(
-            f"Engine {name} needs an NVIDIA GPU with a driver, and there is none here. "
-            "Check with nvidia-smi, or use backend='onnxruntime'."
-        )
     content = path.read_bytes()
     _check_validity(trt, content, record, bundle)
     loaded, faults = deserialize(trt, content)
@@ -83,6 +68,37 @@ def open_engine(bundle: Bundle, name: str) -> OpenedEngine:
             f"Build it again with: {record.rebuild(bundle.path)}"
         )
     return OpenedEngine(record, loaded, gpu)
+
+
+def verify_engine(bundle: Bundle, name: str) -> tuple[EngineRecord, TensorRT, Gpu]:
+    """Compare an engine's sidecar with the bundle and this machine, without loading the engine.
+
+    Returns:
+        The sidecar, the TensorRT that built it, and the GPU.
+    Raises:
+        BundleError, EngineError, MissingExtraError: as `open_engine`.
+    """
+    bundle.engine(name)
+    record = _own_record(bundle, name)
+    trt = load_tensorrt(record.flavour, purpose=f"loading engine {name}")
+    gpu = find_gpu()
+    here = Here(
+        flavour=record.flavour,
+        version=tensorrt_version(trt),
+        compute_capability=None if gpu is None else gpu.compute_capability,
+    )
+    check_fits(record, here, onnx_sha256=_model_sha256(bundle, record), bundle=bundle.path)
+    if gpu is None:
+        raise EngineError(
+            f"Engine {name} needs an NVIDIA GPU with a driver, and there is none here. "
+            "Check with nvidia-smi, or use backend='onnxruntime'."
+        )
+    return record, trt, gpu
+
+
+def _model_sha256(bundle: Bundle, record: EngineRecord) -> str:
+    relpath = bundle.manifest.precisions.get(record.precision)
+    return bundle.manifest.files[relpath] if relpath is not None else "none"
 
 
 def _own_record(bundle: Bundle, name: str) -> EngineRecord:

@@ -79,7 +79,7 @@ def test_no_pictures(bundle: Path, threshold_data: Path, tmp_path: Path) -> None
 def test_errors_are_one_line(bundle: Path, threshold_data: Path) -> None:
     for arguments, message in (
         (("--split", "train"), "has no split 'train'"),
-        (("--backend", "tensorrt"), "GPU runtime is not part of this version"),
+        (("--backend", "tensorrt"), "Backend tensorrt cannot run"),
         (("--backend", "npu"), "There is no backend 'npu'"),
     ):
         result = call(bundle, "--data", threshold_data, *arguments)

@@ -17,6 +17,7 @@ from hfd_edge.training.fit import train_student, train_teacher
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.hardware,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 

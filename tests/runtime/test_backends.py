@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from hfd_edge.bundle import Bundle
 from hfd_edge.errors import BackendError, BundleError
 from hfd_edge.files import sha256
-from hfd_edge.runtime.backends import open_backend
+from hfd_edge.runtime.backends import choice, open_backend
 from hfd_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
 MakeBundle = Callable[..., Bundle]
@@ -35,8 +35,9 @@ def identity(shape: list[int | str | None], *, kind: int = TensorProto.FLOAT, na
 
 
 @pytest.mark.parametrize("name", ["tensorrt", "tensorrt_rtx", "torch_tensorrt"])
-def test_gpu_backends_are_refused(make_bundle: MakeBundle, name: str) -> None:
-    with pytest.raises(BackendError, match=rf"{name} .* not part of this version; it has onnxruntime"):
+def test_gpu_backends_need_a_gpu(make_bundle: MakeBundle, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "find_gpu", lambda: None)
+    with pytest.raises(BackendError, match=rf"{name} cannot run .*There is no NVIDIA GPU with a driver"):
         open_backend(make_bundle(), backend=name)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 import pytest
 
 from hfd_edge.bundle import Bundle
-from hfd_edge.engine_record import EngineRecord, engine_key
 from hfd_edge.errors import BundleError, EngineError, MissingExtraError
 from hfd_edge.gpu import Gpu
 from hfd_edge.runtime import engines as room
@@ -20,6 +18,7 @@ from hfd_edge.runtime.engines import open_engine
 
 from ..deploy.generations import World, stand_in
 from .conftest import make_manifest, make_onnx
+from .engine_files import put_engine
 
 ORIN = Gpu(compute_capability=87, free_bytes=1 << 30, total_bytes=8 << 30)
 ALL = ("8.6.2", "10.3.0", "11.4.1", "1.7.1.116")
@@ -30,32 +29,6 @@ NAME = "orin-fp32"
 def bundle(tmp_path: Path) -> Bundle:
     model = make_onnx(bands=2, classes=4)
     return Bundle.create(tmp_path / "small.hfd", make_manifest(), {"model.fp32.onnx": model})
-
-
-def put_engine(bundle: Bundle, version: str, /, *, content: bytes | None = None, **changes: Any) -> Bundle:
-    """A stand-in's engine for sm_87 in the bundle."""
-    if content is None:
-        content = b'{"version": "' + version.encode() + b'", "capability": 87}'
-    identity: dict[str, Any] = {
-        "flavour": "tensorrt_rtx" if version.startswith("1.") else "tensorrt",
-        "version": version,
-        "compute_capabilities": (87,),
-        "options": {},
-    }
-    onnx_sha256 = bundle.manifest.files["model.fp32.onnx"]
-    identity |= {key: value for key, value in changes.items() if key in identity}
-    record = EngineRecord(
-        target="orin",
-        precision="fp32",
-        engine_key=engine_key(changes.get("onnx_sha256", onnx_sha256), **identity),
-        onnx_sha256=changes.get("onnx_sha256", onnx_sha256),
-        bytes=len(content),
-        sha256=hashlib.sha256(content).hexdigest(),
-        seconds=1.0,
-        **identity,
-    )
-    files = {f"engines/{NAME}.engine": content, f"engines/{NAME}.json": record.to_json().encode()}
-    return bundle.add(files, engines={NAME: f"engines/{NAME}.engine"})
 
 
 @pytest.fixture

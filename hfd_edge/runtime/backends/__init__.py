@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from hfd_edge.bundle import Bundle
 from hfd_edge.errors import BackendError
+from hfd_edge.gpu import find_gpu
 
 GPU_BACKENDS = ("tensorrt", "tensorrt_rtx", "torch_tensorrt")
 BACKENDS = ("auto", "onnxruntime", *GPU_BACKENDS)
@@ -51,11 +52,13 @@ class Backend(Protocol):
 
 
 def available_backends() -> tuple[str, ...]:
-    """Backends that this version has and this machine can run, the one that others are compared with first.
+    """Backends that this machine can run, the one that others are compared with first.
 
     Only says what is here; a backend can still refuse a variant of a bundle (`open_backend`).
     """
-    return ("onnxruntime",)
+    from hfd_edge.runtime.backends.choice import gpu_backends
+
+    return ("onnxruntime", *gpu_backends())
 
 
 def open_backend(
@@ -65,29 +68,46 @@ def open_backend(
 
     Args:
         bundle: The bundle.
-        backend: One of `BACKENDS`. "auto" takes what this version has and the device can run, and logs
-            its choice; a backend that is named is used or refused.
+        backend: One of `BACKENDS`. A GPU backend runs an engine of the bundle. "auto" takes the best engine
+            that fits this GPU, or else ONNX Runtime on the CPU, and logs its choice and why; a backend that
+            is named is used or refused.
         precision: "fp32", "fp16", "int8", "int8_fp16", or "auto" for the fastest on this backend.
-        threads: CPU threads; None for one per core.
+        threads: CPU threads of ONNX Runtime; None for one per core.
     Raises:
-        BackendError: the backend is unknown or not available here, or it cannot load the model.
+        BackendError: the backend is unknown or cannot run here, or it cannot load the model. Says why, and
+            what would build an engine.
         BundleError: the bundle has no model of this precision, or it was changed.
     """
-    if backend in GPU_BACKENDS:
-        raise BackendError(
-            f"Backend {backend} was asked for, but the GPU runtime is not part of this version; it has "
-            "onnxruntime (CPU). Pass backend='onnxruntime', or run the bundle's engine with trtexec."
-        )
     if backend not in BACKENDS:
-        raise BackendError(f"There is no backend {backend!r}. Choose auto or onnxruntime.")
+        raise BackendError(f"There is no backend {backend!r}. Choose one of {', '.join(BACKENDS)}.")
     if threads is not None and threads < 1:
         raise BackendError(f"threads is {threads}, expected 1 or more, or None for one per core.")
+    opened: Backend | None = None
+    reasons: list[str] = []
+    if backend != "onnxruntime":
+        from hfd_edge.runtime.backends.choice import open_best_engine
+
+        opened, reasons = open_best_engine(bundle, backend=backend, precision=precision)
+        if opened is None and backend != "auto":
+            raise BackendError(
+                f"Backend {backend} cannot run {bundle.path}: {' '.join(reasons)} "
+                "On the CPU: backend='onnxruntime'."
+            )
+    if opened is None:
+        opened = _open_cpu(bundle, precision, threads)
+    if "auto" in (backend, precision):
+        told = f" ({' '.join(reasons)})" if reasons else ""
+        # A device that has an engine, but not for this GPU, should not become slow in silence.
+        idle = opened.name == "onnxruntime" and reasons and bundle.manifest.engines and find_gpu()
+        level = logging.WARNING if idle else logging.INFO
+        text = "chose backend %s and precision %s for %s%s"
+        _log.log(level, text, opened.name, opened.precision, bundle.path, told)
+    return opened
+
+
+def _open_cpu(bundle: Bundle, precision: str, threads: int | None) -> Backend:
     from hfd_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
-    chosen = precision
     if precision == "auto":
-        chosen = next((name for name in _CPU_PREFERENCE if name in bundle.precisions), "fp32")
-    opened = OnnxRuntimeBackend(bundle, precision=chosen, threads=threads)
-    if "auto" in (backend, precision):
-        _log.info("chose backend %s and precision %s for %s", opened.name, opened.precision, bundle.path)
-    return opened
+        precision = next((name for name in _CPU_PREFERENCE if name in bundle.precisions), "fp32")
+    return OnnxRuntimeBackend(bundle, precision=precision, threads=threads)

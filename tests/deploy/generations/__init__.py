@@ -13,8 +13,11 @@ import types
 from dataclasses import dataclass, field
 from typing import Any
 
-from .behaviour import CLASSES, Kind
+from .behaviour import CLASSES, Kind, plan
+from .execution import EXECUTION
 from .names import GENERATIONS, Names
+
+__all__ = ["World", "engine_of", "plan", "stand_in"]
 
 
 @dataclass
@@ -29,6 +32,7 @@ class World:
         fault: Logged as the reason for a build that fails.
         validity: What RTX says about an engine.
         diagnostics: Mask of reasons with it.
+        full: Whether the GPU has no room for an execution context.
         seen: What the last build was told, by topic.
     """
 
@@ -39,6 +43,7 @@ class World:
     fault: str = ""
     validity: str = "VALID"
     diagnostics: int = 0
+    full: bool = False
     seen: dict[str, Any] = field(default_factory=dict)
 
 
@@ -100,6 +105,8 @@ def _enums(names: Names, rtx: bool) -> dict[str, Any]:
         "LayerInformationFormat": "ONELINE JSON",
         "DataType": "FLOAT HALF INT8 INT32 BOOL UINT8",
         "DeviceType": "GPU DLA",
+        "TensorIOMode": "NONE INPUT OUTPUT",
+        "CudaGraphStrategy": "DISABLED WHOLE_GRAPH_CAPTURE",
         "LayerType": "CONVOLUTION ELEMENTWISE ACTIVATION RESIZE SHUFFLE CONSTANT GRID_SAMPLE CAST",
     }.items():
         made[name] = enum.Enum(name, members.split())
@@ -109,7 +116,7 @@ def _enums(names: Names, rtx: bool) -> dict[str, Any]:
 def _classes(version: str, names: Names, parts: dict[str, Any], world: World) -> dict[str, Any]:
     made: dict[str, Any] = {}
     kind = Kind(version, parts, made, world)
-    for behaviour in CLASSES:
+    for behaviour in (*CLASSES, *EXECUTION):
         name, allowed = behaviour.__name__, names.get(behaviour.__name__)
         if allowed is None:
             made[name] = type(name, (behaviour,), {"_kind": kind})

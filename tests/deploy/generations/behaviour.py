@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import enum
 import json
 from dataclasses import dataclass
@@ -15,6 +16,19 @@ SEVERITIES = ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE")
 OPSETS = {"8.6.2": 17, "10.3.0": 20, "11.4.1": 24, "1.7.1.116": 24}
 KINDS = {"Conv": "CONVOLUTION", "GridSample": "GRID_SAMPLE", "Resize": "RESIZE", "Constant": "CONSTANT"}
 PHASES = (("Building Engine", 2), ("Tactics", 3))
+
+
+def plan(version: str, onnx: bytes, *, profile: Any, capability: int) -> bytes:
+    """An engine, as a stand-in's builder makes it and its runtime reads it.
+
+    Args:
+        version: Of TensorRT.
+        onnx: The model that it runs.
+        profile: Smallest, usual and largest shape of its input.
+        capability: Of the GPU.
+    """
+    held = {"onnx": base64.b64encode(onnx).decode(), "profile": profile}
+    return json.dumps({"version": version, "capability": capability, **held}).encode()
 
 
 @dataclass(frozen=True)
@@ -251,8 +265,10 @@ class Builder:
         if config._cache is not None:
             config._cache._content = b"timing " + self._kind.version.encode()
         capability = 0 if self._kind.rtx else self._kind.world.capability
-        engine = {"version": self._kind.version, "capability": capability}
-        return self._kind.made["IHostMemory"](json.dumps(engine).encode())
+        profile = [shape for profile in config._seen["profiles"] for shape in profile[1:]]
+        return self._kind.made["IHostMemory"](
+            plan(self._kind.version, network._content, profile=profile, capability=capability)
+        )
 
     def _typing_fault(self, network: Any, config: Any) -> str:
         """TensorRT's rules about precision; "" when they are kept."""
@@ -305,11 +321,6 @@ class EngineInspector:
         return json.dumps({"Layers": layers, **tensors})
 
 
-class ICudaEngine:
-    def create_engine_inspector(self) -> Any:
-        return self._kind.made["EngineInspector"]()
-
-
 class Runtime:
     def __init__(self, logger: Any) -> None:
         self._kind.need_driver(logger)
@@ -324,7 +335,7 @@ class Runtime:
         if not self._kind.world.gpu or found.get("version") != self._kind.version:
             say(self._logger, "ERROR", "Serialization assertion stdVersionRead == current failed")
             return None
-        return self._kind.made["ICudaEngine"]()
+        return self._kind.made["ICudaEngine"](found, self._logger)
 
     def get_engine_validity(self, buffer: bytes) -> tuple[Any, int]:
         return self._kind.parts["EngineValidity"][self._kind.world.validity], self._kind.world.diagnostics
@@ -333,6 +344,6 @@ class Runtime:
 CLASSES: tuple[Any, ...] = (
     *(ILogger, IHostMemory, IProgressMonitor, IInt8EntropyCalibrator2, ITimingCache, ITensor, ILayer),
     *(INetworkDefinition, ParserError, OnnxParser, IOptimizationProfile, IBuilderConfig, Builder),
-    *(EngineInspector, ICudaEngine, Runtime),
+    *(EngineInspector, Runtime),
 )
 """Each gets a `_kind` when it is made strict."""

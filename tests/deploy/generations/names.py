@@ -15,11 +15,21 @@ def words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+_EXECUTION = words(
+    """active_optimization_profile all_binding_shapes_specified debug_sync engine
+    enqueue_emits_profile error_recorder execute_async_v3 execute_v2 get_input_consumed_event
+    get_max_output_size get_output_allocator get_tensor_address get_tensor_shape get_tensor_strides
+    infer_shapes name nvtx_verbosity persistent_cache_limit profiler report_to_profiler
+    set_input_consumed_event set_input_shape set_optimization_profile_async set_output_allocator
+    set_tensor_address temporary_allocator"""
+)
+
 V8_6: Names = {
     "module": words(
         """Builder BuilderFlag CalibrationAlgoType DataType DeviceType ErrorCode HardwareCompatibilityLevel
-        IBuilderConfig ICudaEngine IHostMemory IInt8Calibrator IInt8EntropyCalibrator IInt8EntropyCalibrator2
-        IInt8LegacyCalibrator IInt8MinMaxCalibrator ILayer ILogger INetworkDefinition IOptimizationProfile
+        IBuilderConfig ICudaEngine IExecutionContext IHostMemory IInt8Calibrator IInt8EntropyCalibrator
+        IInt8EntropyCalibrator2 IInt8LegacyCalibrator IInt8MinMaxCalibrator ILayer ILogger
+        INetworkDefinition IOptimizationProfile
         ITensor ITimingCache EngineInspector LayerInformationFormat LayerType Logger MemoryPoolType
         NetworkDefinitionCreationFlag OnnxParser ParserError PreviewFeature ProfilingVerbosity Runtime
         TensorIOMode __version__"""
@@ -78,10 +88,16 @@ V8_6: Names = {
     "ICudaEngine": words(
         """create_engine_inspector create_execution_context create_execution_context_without_device_memory
         device_memory_size engine_capability error_recorder get_tensor_dtype get_tensor_format
-        get_tensor_mode get_tensor_name get_tensor_shape name num_bindings num_io_tensors num_layers
+        get_tensor_mode get_tensor_name get_tensor_profile_shape get_tensor_shape name num_bindings
+        num_io_tensors num_layers
         num_optimization_profiles profiling_verbosity refittable serialize tactic_sources"""
     ),
     "EngineInspector": words("error_recorder execution_context get_engine_information get_layer_information"),
+    "IExecutionContext": _EXECUTION
+    | words(
+        """all_shape_inputs_specified execute execute_async execute_async_v2 get_binding_shape get_shape
+        get_strides set_binding_shape set_shape_input"""
+    ),
 }
 
 _NODE_NAMES = words("node_name node_operator local_function_stack local_function_stack_size")
@@ -103,6 +119,7 @@ V10_3: Names = {
     "ParserError": V8_6["ParserError"] | _NODE_NAMES,
     "ITensor": V8_6["ITensor"] - {"is_execution_tensor"},
     "ICudaEngine": V8_6["ICudaEngine"] - {"num_bindings"} | {"device_memory_size_v2"},
+    "IExecutionContext": _EXECUTION | words("all_shape_inputs_specified set_aux_streams set_device_memory"),
 }
 
 _CALIBRATION = words(
@@ -131,12 +148,16 @@ V11: Names = {
     "ITensor": V10_3["ITensor"]
     - words("dynamic_range set_dynamic_range reset_dynamic_range broadcast_across_batch"),
     "ICudaEngine": V10_3["ICudaEngine"] - {"device_memory_size"},
+    "IExecutionContext": V10_3["IExecutionContext"] - {"all_shape_inputs_specified"},
 }
 
 RTX: Names = {
     **V11,
     "module": V11["module"] - {"IInt8Calibrator"}
-    | words("ComputeCapability EngineValidity EngineInvalidityDiagnostics"),
+    | words(
+        """ComputeCapability EngineValidity EngineInvalidityDiagnostics CudaGraphStrategy IRuntimeConfig
+        IRuntimeCache"""
+    ),
     "BuilderFlag": V11["BuilderFlag"] | {"DIRECT_IO"},
     "IBuilderConfig": V11["IBuilderConfig"]
     | words("num_compute_capabilities get_compute_capability set_compute_capability"),
@@ -148,7 +169,14 @@ RTX: Names = {
     ),
     "OnnxParser": V11["OnnxParser"] - {"parse_with_weight_descriptors", "supports_model"},
     "ITensor": V11["ITensor"] - {"location"},
-    "ICudaEngine": V11["ICudaEngine"] - {"create_execution_context_without_device_memory"},
+    "ICudaEngine": V11["ICudaEngine"] - {"create_execution_context_without_device_memory"}
+    | {"create_runtime_config"},
+    "IRuntimeConfig": words(
+        """create_runtime_cache cuda_graph_strategy dynamic_shapes_kernel_specialization_strategy
+        get_execution_context_allocation_strategy get_runtime_cache set_execution_context_allocation_strategy
+        set_runtime_cache"""
+    ),
+    "IRuntimeCache": words("deserialize reset serialize"),
     "Runtime": V11["Runtime"] | {"get_engine_validity"},
 }
 
