@@ -8,7 +8,7 @@ BIN := .venv/bin
 SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test lint types layers unit slow gpu clean
+.PHONY: setup demo test lint types layers unit slow gpu softcuda clean
 
 setup: .venv/.installed
 
@@ -43,14 +43,22 @@ types: setup
 layers: setup
 	$(BIN)/lint-imports
 
-unit: setup
+unit: setup .venv/.pycuda
 	$(BIN)/python -m pytest
+
+# PyCUDA has no wheels: built once, where CUDA's headers are, for the tests on the emulated GPU.
+.venv/.pycuda: .venv/.installed
+	@$(BIN)/python tests/softcuda/build_pycuda.py
+	@touch $@
 
 slow: setup
 	$(BIN)/python -m pytest -m slow
 
 gpu: setup
 	$(BIN)/python -m pytest -m gpu
+
+softcuda: setup .venv/.pycuda
+	HFD_EDGE_SOFTCUDA=1 $(BIN)/python -m pytest -m gpu tests/gpu tests/softcuda
 
 clean:
 	rm -rf .venv runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
