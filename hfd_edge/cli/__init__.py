@@ -19,7 +19,7 @@ from hfd_edge.errors import HfdEdgeError
 _ROAD = (
     *("demo", "simulate", "data", "train", "evaluate", "export"),
     *("calibrate", "quantize", "sensitivity", "compare"),
-    *("preflight", "build", "predict", "inspect", "doctor"),
+    *("preflight", "build", "predict", "selftest", "inspect", "doctor"),
 )
 
 
@@ -79,7 +79,7 @@ def _stop(number: int, _: object) -> None:
     sys.exit(128 + number)  # the status by which shells know a signal
 
 
-from hfd_edge.cli import caches, calibrate, compare, data, deploy, engines, inspect, run, train  # noqa: E402
+from hfd_edge.cli import caches, calibrate, compare, data, deploy, engines, inspect, run, selftest, train  # noqa: E402
 
 __all__ = [
     "app",
@@ -92,5 +92,6 @@ __all__ = [
     "inspect",
     "main",
     "run",
+    "selftest",
     "train",
 ]

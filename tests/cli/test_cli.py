@@ -19,6 +19,7 @@ COMMANDS = [
         [name]
         for name in "demo simulate data train evaluate export quantize build predict inspect doctor".split()
     ],
+    ["selftest"],
     *(["calibrate", name] for name in ("cache", "read")),
     ["data", "convert"],
     ["data", "check"],
@@ -123,6 +124,34 @@ def test_doctor_looks_for_compilers(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert (program.ok, program.fix) == (False, "PyTorch finds no GPU.")
     monkeypatch.setattr(torch_tensorrt, "why_not_here", lambda: None)
     assert found()["torch-tensorrt programs"].ok
+
+
+def test_doctor_without_a_gpu_names_what_could_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hfd_edge.cli import checks
+    from hfd_edge.runtime import kernels
+
+    monkeypatch.setattr("hfd_edge.gpu.find_gpu", lambda: None)
+    monkeypatch.setattr(kernels, "compilers_here", lambda: ["NVRTC 13.0"])
+    assert checks._kernels() == checks.Check("CUDA kernels", True, "no GPU to load them; NVRTC 13.0")
+    monkeypatch.setattr(kernels, "compilers_here", list)
+    missing = checks._kernels()
+    assert (missing.ok, missing.found) == (False, "no GPU to load them; no compiler")
+    assert "nvidia-cuda-nvrtc" in missing.fix
+
+
+def test_doctor_loads_pycuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from hfd_edge.cli import checks
+
+    monkeypatch.setattr(checks, "_version", {"cuda-bindings": "13.0"}.get)
+    assert checks._gpu_runtime().fix == "pip install 'hfd-edge[cuda]'  (brings pycuda)"
+    monkeypatch.setattr(checks, "_version", lambda package: "1.0")
+    module = type(sys)("pycuda.driver")
+    monkeypatch.setitem(sys.modules, "pycuda", type(sys)("pycuda"))
+    monkeypatch.setitem(sys.modules, "pycuda.driver", module)
+    assert checks._gpu_runtime().found == "pycuda 1.0, cuda-bindings 1.0"
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    broken = checks._gpu_runtime()
+    assert not broken.ok and "PyCUDA does not load" in broken.found and "reinstall pycuda" in broken.fix
 
 
 def test_own_errors_exit_with_1_and_one_line(tmp_path: Path) -> None:
