@@ -87,17 +87,17 @@ def _primary_context(driver: Any, device: ctypes.c_int) -> Iterator[bool]:
     if driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device) != 0:
         yield False
         return
+    pushed = driver.cuCtxPushCurrent_v2(context) == 0
     try:
-        pushed = driver.cuCtxPushCurrent_v2(context) == 0
         yield pushed
+    finally:
         if pushed:
             driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
-    finally:
         driver.cuDevicePrimaryCtxRelease_v2(device)
 
 
 def pop_context() -> None:
-    """Take the topmost context off this thread's stack, also one that was released."""
+    """Take the topmost context off this thread's stack."""
     driver = _driver()
     if driver is not None:
         driver.cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))

@@ -16,6 +16,7 @@ from hfd_edge.raster.tiling import TileRow, blend_weights
 from hfd_edge.runtime.cuda_parts import Parts, whole_rows
 from hfd_edge.runtime.device import Buffer, Event
 from hfd_edge.runtime.launch import Plane
+from hfd_edge.runtime.rows import Ran, nobody
 from hfd_edge.runtime.transfer import DeviceImage, Intake, StageClock, Transfer
 
 # Blocks of stored pixels that may be on their way: one is copied while another is preprocessed.
@@ -170,7 +171,7 @@ class CudaRows:
         self._filled += rows
         self._sound = True
 
-    def segment(self, row: TileRow) -> CudaDecided:
+    def segment(self, row: TileRow, *, ran: Ran = nobody) -> CudaDecided:
         """Put the work for a row of tiles in the queues; see `RowEngine.segment`.
 
         Raises:
@@ -202,9 +203,10 @@ class CudaRows:
             out.labels.fetch(parts.unload, max(1, row.stop - row.start) * self._pitch)
         parts.unload.record(out.done)
         self._move(row.following - row.origin)
-        out.owner = CudaDecided(out, row, len(wanted), len(self._origins) - len(wanted))
+        decided = out.owner = CudaDecided(out, row, len(wanted), len(self._origins) - len(wanted))
         self._sound = True
-        return out.owner
+        ran(len(self._origins))
+        return decided
 
     def close(self) -> None:
         """Free the memory, once nothing is under way."""

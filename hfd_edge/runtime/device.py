@@ -263,16 +263,14 @@ def _advice(driver: Any, error: Exception) -> str:
 def _detach(driver: Any, context: Any) -> None:
     """Release the primary context.
 
-    PyCUDA releases only what is current, and leaves it on the driver's stack, where the next call of torch in
-    this thread would find a context that may be destroyed. So it is taken off afterwards. (With a context of
-    PyCUDA's own current, which goes on top again, it stays below that, where nothing meets it.)
+    PyCUDA releases only what it believes current, and leaves it on the driver's stack, where the next call of
+    torch in this thread would find a context that may be destroyed. So it is taken off before, which PyCUDA
+    does not see; it then puts back what was current.
     """
     try:
-        alone = driver.Context.get_current() is None
         context.push()
+        pop_context()
         context.detach()
-        if alone:
-            pop_context()
     except driver.Error as error:
         _log.warning("releasing the GPU's context failed: %s", error)
 

@@ -294,7 +294,12 @@ class Labels:
             and (valid is None or valid.aligned(1))
             and (confidence is None or confidence.aligned(4))
         )
-        function = self._functions[stride, confidence is not None]
+        self._launch(stream, args, stride)
+
+    def _launch(self, stream: Stream, args: np.void, stride: int) -> None:
+        """Choose the geometry."""
+        start, stop, cols = (int(args[name]) for name in ("start", "stop", "cols"))
+        function = self._functions[stride, bool(args["confidence"])]
         if stride == 1:
             rows = min(
                 stop - start, self._limits.max_grid[1]
@@ -302,14 +307,13 @@ class Labels:
             grid = grid_of(self._limits, -(-cols // (_GROUP * _THREADS)), rows)
             function(stream, grid=grid, block=(_THREADS,), args=args)
             return
-        columns, shared = self._strip(classes)
+        columns, shared = self._strip(int(args["classes"]))
         intervals = (stop + 1) // 4 - (start + 2) // 4 + 1
         # Of about equal length: a short last walk would read two rows for little.
         steps = -(-intervals // max(1, intervals // _WALK))
         args["columns"], args["intervals"] = columns, steps
         grid = grid_of(self._limits, -(-cols // (_GROUP * columns)), -(-intervals // steps))
-        block = (max(columns, 32),)
-        function(stream, grid=grid, block=block, args=args, shared_bytes=shared)
+        function(stream, grid=grid, block=(max(columns, 32),), args=args, shared_bytes=shared)
 
     def _strip(self, classes: int) -> tuple[int, int]:
         """Logits columns of a block, and the bytes of the two rows that it keeps in shared memory."""

@@ -207,20 +207,29 @@ class Event(Resource):
 class Module(Resource):
     """Loaded kernels."""
 
+    def __init__(self, device: Device, module: Any) -> None:
+        # PyCUDA's functions keep their module loaded, so they are dropped with it.
+        super().__init__(device, (module, {}))
+
     def function(self, name: str) -> Function:
         """Find a kernel. Raises BackendError where the image has none of that name."""
+        module, functions = self._held
         with self._device.current(f"finding kernel {name}"):
-            return Function(self, name, self._held.get_function(name))
+            functions.setdefault(name, module.get_function(name))
+        return Function(self, name)
 
 
 class Function:
     """A kernel; it lives as long as its module is open."""
 
-    def __init__(self, module: Module, name: str, function: Any) -> None:
+    def __init__(self, module: Module, name: str) -> None:
         self._module = module
-        self._function = function
         self._allowed = module._device.limits.shared_bytes
         self.name = name
+
+    @property
+    def _function(self) -> Any:
+        return self._module._held[1][self.name]  # raises where the module was closed
 
     @property
     def attributes(self) -> dict[str, int]:
@@ -250,17 +259,16 @@ class Function:
         Raises:
             BackendError: the launch is beyond the device's limits, or the driver refuses it.
         """
-        assert self._module._held is not None  # raises where the module was closed
-        device = self._module._device
+        device, function = self._module._device, self._function
         self._check(device.limits, grid, block, shared_bytes)
         with device.current(f"launching kernel {self.name} with grid {grid} and block {block}"):
             if shared_bytes > self._allowed:
                 kinds = device.driver.function_attribute
-                self._function.set_attribute(kinds.MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes)
+                function.set_attribute(kinds.MAX_DYNAMIC_SHARED_SIZE_BYTES, shared_bytes)
                 self._allowed = shared_bytes
             # The caller's integers may be NumPy's, which PyCUDA's converters refuse.
             grid, block = tuple(int(side) for side in grid), tuple(int(side) for side in block)
-            self._function._launch_kernel(grid, block, args.tobytes(), int(shared_bytes), stream._held)
+            function._launch_kernel(grid, block, args.tobytes(), int(shared_bytes), stream._held)
 
     def _check(
         self, limits: DeviceLimits, grid: tuple[int, ...], block: tuple[int, ...], shared_bytes: int

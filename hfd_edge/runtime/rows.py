@@ -6,7 +6,7 @@ the network, blends and labels. `TileRow` (`hfd_edge.raster.tiling`) is what the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +19,11 @@ from hfd_edge.runtime.backends import Backend
 from hfd_edge.sar.preprocessing import Preprocessing
 
 Array = NDArray[Any]
+Ran = Callable[[int], None]
+
+
+def nobody(_tiles: int) -> None:
+    """Is not interested in how many tiles are done."""
 
 
 @dataclass(frozen=True)
@@ -107,12 +112,16 @@ class RowEngine(Protocol):
         """
         ...
 
-    def segment(self, row: TileRow) -> Decided:
+    def segment(self, row: TileRow, *, ran: Ran = nobody) -> Decided:
         """Run the network on a row of tiles, blend it with those above, and label what that decides.
 
         Rows of the strip below `row.used` are filled with the mirror image (`tiling.mirrored`); columns
         right of the raster likewise. Rows from `row.following` on are kept for the next row of tiles.
 
+        Args:
+            row: The next row of tiles.
+            ran: Is told numbers of tiles, as the network or the device's queue is through with them; they
+                add up to all tiles of the row. What it raises stops the work.
         Raises:
             BackendError: the network failed to run.
         """
@@ -166,21 +175,25 @@ class CpuRows:
         self._undecided = np.concatenate((self._undecided, valid))
         self._filled = rows.stop
 
-    def segment(self, row: TileRow) -> DecidedRows:
+    def segment(self, row: TileRow, *, ran: Ran = nobody) -> DecidedRows:
         """Segment a row of tiles at once; see `RowEngine.segment`. Raises BackendError."""
         size = self._tiler.tile_px
         self._pixels[:, row.used :] = self._pixels[:, mirrored(row.used, size)]
         self._valid[row.used :] = False
         origins = self._plan.col_origins
         wanted = [col for col, left in enumerate(origins) if self._valid[:, left : left + size].any()]
+        skipped = len(origins) - len(wanted)
         self._blender.begin(row)
+        if skipped:
+            ran(skipped)
         for group in _groups(wanted, self._backend.batch):
             tiles = np.stack([self._pixels[:, :, origins[col] : origins[col] + size] for col in group])
             for col, logits in zip(group, self._backend.run(tiles), strict=True):
                 self._blender.add(col, logits)
+            ran(len(group))
         labels = self._label()
         self._move(row.following - row.origin)
-        return DecidedRows(row.start, row.stop, len(wanted), len(origins) - len(wanted), labels)
+        return DecidedRows(row.start, row.stop, len(wanted), skipped, labels)
 
     def close(self) -> None:
         """Nothing to free: memory goes with the object."""

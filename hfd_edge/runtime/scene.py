@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from hfd_edge.errors import RadiometryError
 from hfd_edge.progress import Progress, silent
 from hfd_edge.raster.scene import SceneReader
-from hfd_edge.runtime.rows import Decided, DecidedRows, RowEngine, Tiler
+from hfd_edge.runtime.rows import Decided, DecidedRows, Ran, RowEngine, Tiler, nobody
 
 Array = NDArray[Any]
 
@@ -153,15 +153,20 @@ def segment_rows(
         RasterError: the source cannot be read.
         BackendError: the network failed to run.
     """
-    driver = RowDriver(engine, tiler, cols=source.cols, rows=source.rows, name=source.name)
-    tiles = skipped = 0
+    tiles = skipped = ready = 0
     total, text = tiler.plan(rows=source.rows, cols=source.cols).tiles, f"segment {source.name}"
+
+    def ran(more: int) -> None:
+        nonlocal ready
+        ready += more
+        progress(ready, total, text)
+
+    driver = RowDriver(engine, tiler, cols=source.cols, rows=source.rows, name=source.name, ran=ran)
     try:
-        progress(0, total, text)
+        ran(0)
         for done in _driven(driver, source):
             sink.write_rows(done.start, done.values)
             tiles, skipped = tiles + done.tiles, skipped + done.skipped
-            progress(tiles + skipped, total, text)
     finally:
         engine.close()
     return TileCount(tiles, skipped)
@@ -184,7 +189,14 @@ class RowDriver:
     """
 
     def __init__(
-        self, engine: RowEngine, tiler: Tiler, *, cols: int, name: str, rows: int | None = None
+        self,
+        engine: RowEngine,
+        tiler: Tiler,
+        *,
+        cols: int,
+        name: str,
+        rows: int | None = None,
+        ran: Ran = nobody,
     ) -> None:
         """Start a raster.
 
@@ -194,6 +206,7 @@ class RowDriver:
             cols: Width, pixels.
             name: What errors about pixels call the raster.
             rows: Height, if it is known. Rows of tiles then need not wait until the end is far enough.
+            ran: Told how many tiles are done; see `RowEngine.segment`.
         """
         self.received = 0
         self._engine = engine
@@ -201,6 +214,7 @@ class RowDriver:
         self._cols = cols
         self._rows = rows
         self._name = name
+        self._ran = ran
         self._halo = tiler.preprocessing.halo_px
         self._chunk = max(1, _CHUNK_VALUES // (cols * tiler.preprocessing.bands))
         self._raw: deque[Array] = deque()  # stored rows from `_raw_start` to `received`
@@ -251,7 +265,7 @@ class RowDriver:
                 return
             row = plan.tile_row(self._tile_row, stride=self._tiler.stride)
             with _naming(self._name):
-                self._running.append(self._engine.segment(row))
+                self._running.append(self._engine.segment(row, ran=self._ran))
             self._tile_row, self._origin = row.index + 1, row.following
             if len(self._running) > _AHEAD:
                 yield self._take()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
@@ -69,7 +70,7 @@ class MaskStream(Iterator[NDArray[np.uint8]]):
         "deadline": as "drop-oldest", and no mask is given out later than `deadline_ms` after its frame was
             taken: a frame that is too old already is not started, a mask that is late is dropped.
 
-    Under "block" a source may use one array again for each frame; with the others it must not.
+    Under "block" a source may use one array in host memory again for each frame; with the others it must not.
 
     Attributes:
         position: Index of the frame whose mask came last, counted from 0; -1 before the first.
@@ -99,6 +100,8 @@ class MaskStream(Iterator[NDArray[np.uint8]]):
         self.latency_ms = 0.0
         self._line = _Line(pipeline.depth + _WAITING_MASKS, deadline_ms)
         self._worker = _Worker(self._line, pipeline, frames, dropping=policy != "block")
+        # A loop that is left drops the stream without closing it.
+        self._forget = weakref.finalize(self, self._worker.forget)
         self._done = False
         self._stages: dict[str, float] = {}
 
@@ -151,6 +154,7 @@ class MaskStream(Iterator[NDArray[np.uint8]]):
         """Stop: frames under way are discarded. Waits for the frame that is being submitted, but not for the
         source; more than once is allowed."""
         self._done = True
+        self._forget.detach()
         self._worker.stop()
 
     def __enter__(self) -> MaskStream:
@@ -158,13 +162,6 @@ class MaskStream(Iterator[NDArray[np.uint8]]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def __del__(self) -> None:
-        # A loop that is left drops the stream without closing it. The garbage collector may run this in any
-        # thread, even in the worker, which cannot wait for itself.
-        worker = getattr(self, "_worker", None)
-        if worker is not None:
-            worker.stop()
 
     def _deliver(self, waiting: _Waiting, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
         for stage, spent in waiting.pending.stages_ms.items():
@@ -201,10 +198,12 @@ class _Line:
             return not self.stopped
 
     def put(self, item: _Waiting | _End) -> None:
-        """Append a frame that the pipeline has taken, or the end."""
+        """Append a frame that the pipeline has taken, or the end; discard it when the stream has stopped."""
         with self.changed:
             self._waiting.append(item)
             self.changed.notify_all()
+        if self.stopped:
+            self.discard()
 
     def next(self) -> _Waiting | _End:
         """Wait for the oldest frame under way, and remove it; the end, once the stream was stopped."""
@@ -223,7 +222,7 @@ class _Line:
             self.changed.notify_all()
 
     def discard(self) -> None:
-        """Throw away the frames under way, once nobody adds any."""
+        """Throw away the frames under way."""
         with self.changed:
             left = [item for item in self._waiting if isinstance(item, _Waiting)]
             self._waiting.clear()
@@ -269,9 +268,21 @@ class _Worker(_Thread):
     def stop(self) -> None:
         """Let no more frames be submitted; wait for the one that is, but not for the source."""
         self._line.stop()
-        if not isinstance(threading.current_thread(), _Thread):  # or it might wait for itself
+        if threading.current_thread() is not self:
             with self._running:
                 pass
+        self._line.discard()
+
+    def forget(self) -> None:
+        """Stop, since nobody holds the stream any more.
+
+        The garbage collector calls this in any thread, which may hold what the frame that is being submitted
+        waits for: so this must not wait for it. But when the program ends, the memory of that frame is about
+        to be freed.
+        """
+        if not threading.main_thread().is_alive():
+            self.stop()
+        self._line.stop()
         self._line.discard()
 
     def _submit(self, frame: _Frame) -> bool:

@@ -213,21 +213,18 @@ class Intake:
         """Copy and preprocess a block; `settle` must have been called since the last one.
 
         Args:
-            raw: Stored pixels (bands, rows, cols), of any strides and type. In host memory it may be changed
-                once this returns.
+            raw: Stored pixels (bands, rows, cols); on the host of any strides, and free once this returns.
             rows: First row to compute and the row after the last; see `launch.Speckle`.
-            out: Network input, from the first of these rows on.
-            valid: Validity, likewise.
+            out: Network input, from the first of these rows on; `valid` likewise.
             stream: Where.
         Raises:
             RadiometryError: the type or the bands are not what the bundle expects.
             BackendError: there is no room, or the driver refuses.
         """
-        chain = self._preprocessing
         image: Array | DeviceImage
+        bands, height, cols = raw.shape
         # One pixel tells what the type and the number of bands do; the kernel looks at the values.
-        sample = np.zeros((raw.shape[0], 1, 1), raw.dtype)
-        check_units(sample, units=chain.units, bands=chain.bands, nodata=chain.nodata)
+        self._check(np.zeros((bands, 1, 1), raw.dtype))
         with self.clock.stage("copy_in", stream):
             if isinstance(raw, DeviceImage):
                 with self._device.current("waiting for the work that makes a device array"):
@@ -241,7 +238,7 @@ class Intake:
                 stream,
                 plane,
                 dtype=image.dtype,
-                shape=(raw.shape[0], raw.shape[1], raw.shape[2]),
+                shape=(bands, height, cols),
                 rows=rows,
                 out=out,
                 valid=valid,
@@ -268,11 +265,10 @@ class Intake:
         if bits:
             if isinstance(image, DeviceImage):
                 image = image.to_host(stream)
-            chain = self._preprocessing
-            check_units(image, units=chain.units, bands=chain.bands, nodata=chain.nodata)
+            self._check(image)
             raise BackendError(
-                f"The speckle kernel found faults ({bits}) in pixels that are {chain.units}, but the host "
-                "finds none. One of them is wrong: run hfd-edge selftest, and report what it says."
+                f"The speckle kernel found faults ({bits}) in {self._preprocessing.units} pixels, but the "
+                "host finds none. One of them is wrong: run hfd-edge selftest, and report what it says."
             )
         return self.clock.read()
 
@@ -284,6 +280,10 @@ class Intake:
         self._faults.close()
         if self._staging is not None:
             self._staging.close()
+
+    def _check(self, image: Array) -> None:
+        chain = self._preprocessing
+        check_units(image, units=chain.units, bands=chain.bands, nodata=chain.nodata)
 
     def _stage(self, raw: Array, stream: Stream) -> tuple[Array, Plane]:
         """Copy host pixels to where the kernel reads them, in a type that it reads."""

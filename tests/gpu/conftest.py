@@ -12,6 +12,9 @@ from hfd_edge.gpu import find_gpu
 from hfd_edge.runtime.device import Device
 
 from ..softcuda import control
+from .pipelines import make_small, pair
+
+__all__ = ["make_small", "pair"]  # fixtures of the pipelines' suites
 
 if control.wanted():
     control.load()  # before anything imports PyCUDA

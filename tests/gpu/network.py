@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
@@ -63,6 +64,7 @@ class HostNetwork:
             str(bundle.model("fp32")), options, providers=["CPUExecutionProvider"]
         )
         self._calls: deque[tuple[Any, ...]] = deque()  # memory and callbacks must outlive their calls
+        self._lock = threading.Lock()
         self.enqueued = 0
 
     def compute(self, tiles: NDArray[Any]) -> NDArray[Any]:
@@ -72,6 +74,10 @@ class HostNetwork:
     def enqueue(self, input_address: int, output_address: int, tiles: int, stream: Stream) -> None:
         if not self.least <= tiles <= self.batch:
             raise BackendError(f"{tiles} tiles were given to a batch of {self.least} to {self.batch}.")
+        with self._lock:
+            self._enqueue(input_address, output_address, tiles, stream)
+
+    def _enqueue(self, input_address: int, output_address: int, tiles: int, stream: Stream) -> None:
         while self._calls and self._calls[0][-1].done():
             self._forget()
         ports, device = self.ports, self.device
@@ -108,4 +114,5 @@ def launch_host(device: Device, stream: Stream, function: Any) -> None:
     with device.current("launching a host function"):
         pointer = driver.CUhostFn(ctypes.cast(function, ctypes.c_void_p).value)
         (status,) = driver.cuLaunchHostFunc(driver.CUstream(stream.handle), pointer, 0)
-    assert int(status) == 0, status
+    if int(status) != 0:
+        raise BackendError(f"Launching a host function failed: {status.name}.")

@@ -175,6 +175,11 @@ def test_the_thread_keeps_its_context(device: Device) -> None:
         assert current_context() == inside, "the primary context is one"
     other.close()
     assert current_context() == before
+    other = Device.open()
+    with device.current():  # as when the collector finds a device in the middle of a call
+        other.close()
+        assert current_context() == inside
+    assert current_context() == before
     thread = threading.Thread(target=device.close)
     thread.start()
     thread.join()
@@ -200,6 +205,20 @@ def test_what_is_dropped_is_freed(softcuda: ModuleType) -> None:
     gc.collect()
     assert softcuda.live() == before
     assert softcuda.calls("cuDevicePrimaryCtxRetain") == softcuda.calls("cuDevicePrimaryCtxRelease")
+
+
+def test_kernels_that_are_held_do_not_keep_their_module(softcuda: ModuleType, image: bytes) -> None:
+    """Who launches them often outlives the module, and torch the context that it was loaded in."""
+    with Device.open() as other, Device.open() as device:
+        before = softcuda.live().modules
+        module = device.module(image)
+        held = module.function("add"), module.function("add")
+        assert softcuda.live().modules == before + 1
+        module.close()
+        assert softcuda.live().modules == before
+        assert not other.stream().closed
+        with pytest.raises(BackendError, match="This module was freed before it was used"):
+            _ = held[0].attributes
 
 
 def test_events_order_streams(device: Device) -> None:
@@ -417,9 +436,17 @@ class TestExternal:
         ours.copy_out(back, buffer.address)
         ours.synchronize()
         assert (back == 8).all()
-        ours.follow(external(interface(buffer.address, stream=1)))  # the legacy default stream
-        ours.follow(external(interface(buffer.address)))  # nothing to wait for
+
+    @pytest.mark.parametrize("named", [{"version": 2}, {"stream": None}, {"stream": 1}])
+    def test_the_default_stream_comes_first(self, device: Device, named: dict[str, Any]) -> None:
+        """PyTorch (version 2) and PyCUDA name no stream, and work on the one that ours are not ordered with."""
+        ours, buffer, back = device.stream(), device.buffer(1 << 20), np.zeros(1 << 20, np.uint8)
+        with device.current():
+            device.driver.memset_d8_async(buffer.address, 8, buffer.nbytes, None)
+        ours.follow(external(interface(buffer.address, **named)))
+        ours.copy_out(back, buffer.address)
         ours.synchronize()
+        assert (back == 8).all()
 
     def test_its_stream_is_gone(self, device: Device, softcuda: ModuleType) -> None:
         buffer = device.buffer(64)

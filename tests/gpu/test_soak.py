@@ -50,7 +50,7 @@ def run(path: Path, device: Device, frames: int) -> Tally:
     with Segmenter(bundle, backend="onnxruntime") as cpu:
         pipeline = CudaPipeline(HostNetwork(bundle, device), cpu.pipeline.tiler)
     try:
-        tally = soak(Flaky(pipeline), frames=frames, expected=BackendError, pace_s=0.02)
+        tally = soak(Flaky(pipeline), frames=frames, expected=BackendError, pace_s=0.01)
     finally:
         pipeline.close()
     assert tally.taken >= frames
@@ -64,8 +64,7 @@ def run(path: Path, device: Device, frames: int) -> Tally:
 def test_soak(tmp_path: Path, device: Device) -> None:
     tally = run(tmp_path, device, 400)
     assert tally.delivered > 100
-    assert tally.dropped > 0
-    assert tally.failed > 0 or not control.wanted()
+    assert tally.dropped + tally.discarded + tally.failed > 0
     if control.wanted():
         assert control.live().device_bytes == 0
 

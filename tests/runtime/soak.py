@@ -158,7 +158,8 @@ def _check_stream(
             assert len(seen) == bad
         elif isinstance(error, Unplugged):
             assert len(seen) == length
-    assert counts["failed"] == (error is not None and not isinstance(error, Unplugged))
+    # A frame further on may have failed as well before this error came up, or the stream was left.
+    assert counts["failed"] >= (error is not None and not isinstance(error, Unplugged))
 
 
 def resident_bytes() -> int:

@@ -16,7 +16,7 @@ from hfd_edge.progress import silent
 from hfd_edge.raster.logits import labels_from_logits
 from hfd_edge.raster.tiling import TileRow, blend_weights
 from hfd_edge.runtime import scene
-from hfd_edge.runtime.rows import CpuRows, Decided, Tiler
+from hfd_edge.runtime.rows import CpuRows, Decided, Ran, Tiler, nobody
 from hfd_edge.runtime.scene import ArraySink, ArraySource, RowDriver, segment_rows
 
 from .conftest import make_manifest
@@ -135,7 +135,7 @@ class Recorder:
         self.filled += rows
         self.events.append("prepare")
 
-    def segment(self, row: TileRow) -> Decided:
+    def segment(self, row: TileRow, *, ran: Ran = nobody) -> Decided:
         assert row.index == (0 if self.row is None else self.row.index + 1)
         assert row.origin == (0 if self.row is None else self.row.following)
         assert self.filled == row.origin + row.used
@@ -235,8 +235,8 @@ def test_an_image_in_one_piece_is_not_copied() -> None:
 
 def test_errors_in_pixels_name_the_raster_even_when_they_show_late() -> None:
     class Late(Recorder):
-        def segment(self, row: TileRow) -> Decided:
-            decided = super().segment(row)
+        def segment(self, row: TileRow, *, ran: Ran = nobody) -> Decided:
+            decided = super().segment(row, ran=ran)
             return Failing(self, row) if row.index == 1 else decided
 
     class Failing(RecordedRows):

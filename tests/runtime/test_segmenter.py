@@ -255,10 +255,8 @@ def test_progress_counts_tiles(tmp_path: Path, make_bundle: MakeBundle, make_ima
     write_image(tmp_path / "s.tif", make_image(300, 200))
     with Segmenter(make_bundle()) as segment:
         segment.scene(tmp_path / "s.tif", tmp_path / "m.tif", progress=lambda *call: calls.append(call))
-    done = [call[0] for call in calls]
-    assert done == sorted(done)
-    assert done[0] == 0
-    assert done[-1] == calls[-1][1] == 12
+    # One by one: a row of tiles of a wide scene takes a CPU most of a minute.
+    assert [call[:2] for call in calls] == [(done, 12) for done in range(13)]
     assert all("s.tif" in call[2] for call in calls)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -378,6 +380,59 @@ def test_a_forgotten_stream_stops_even_in_a_cycle() -> None:
     del holder
     gc.collect()
     wait_until(lambda: workers() == 0)
+
+
+def test_a_forgotten_stream_waits_for_nothing() -> None:
+    """The collector may run while its thread holds what the worker is waiting for."""
+    clockwork = Clockwork()
+    stream = MaskStream(clockwork, numbers(1000))
+    next(stream)
+    clockwork.gate.clear()
+    next(stream)
+    wait_until(lambda: len(clockwork.started) > len(clockwork.submitted))  # a frame is in hand
+    started = time.monotonic()
+    del stream
+    gc.collect()
+    assert time.monotonic() - started < 10  # the worker waits for 20 s
+    clockwork.gate.set()
+    wait_until(lambda: workers() == 0)
+    assert len(clockwork.discarded) == len(clockwork.submitted) - 2
+
+
+def test_closing_from_the_source_loses_no_count() -> None:
+    clockwork = Clockwork()
+
+    def source() -> Iterator[np.ndarray]:
+        yield np.array([0])
+        wait_until(lambda: clockwork.submitted == [0])
+        clockwork.gate.clear()
+        yield np.array([1])
+        wait_until(lambda: clockwork.started == [0, 1])
+        threading.Timer(0.1, clockwork.gate.set).start()
+        stream.close()
+        yield np.array([2])
+
+    stream = MaskStream(clockwork, source(), policy="drop-oldest")
+    assert len(list(stream)) <= 1
+    wait_until(lambda: total(stream) == stream.counts["taken"])
+    wait_until(lambda: workers() == 0)
+
+
+END = """
+import itertools, sys
+import numpy as np
+import hfd_edge as hfd
+segment = hfd.Segmenter(hfd.Bundle.open(sys.argv[1]), backend="onnxruntime", threads=1)
+stream = segment.stream(itertools.repeat(np.full((2, 400, 400), 0.1, np.float32)))
+next(stream)
+print("leaving", flush=True)
+"""
+
+
+def test_a_program_ends_in_the_middle_of_a_stream(make_bundle: Callable[..., Bundle]) -> None:
+    command = [sys.executable, "-c", END, str(make_bundle().path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "leaving\n", "")
 
 
 @pytest.mark.parametrize(

@@ -339,7 +339,7 @@ def nvcc(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
 
 
 def test_version_names_the_release_and_changes_with_the_settings() -> None:
-    plain, gcov = nvcc("--version").stdout, nvcc("--version", SOFTCUDA_GCOV="1").stdout
+    plain, gcov = (nvcc("--version", SOFTCUDA_GCOV=value).stdout for value in "01")
     assert "release 13.0, V13.0.88" in plain
     assert plain != gcov
 

@@ -99,7 +99,7 @@ def test_the_gpu_suites_pass_on_the_emulated_driver_and_reach_every_line(root: P
         "SOFTCUDA_GCOV": "1",
         "SOFTCUDA_CACHE": str(cache),
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
-        "COVERAGE_FILE": str(tmp_path / "coverage"),
+        "COVERAGE_FILE": str(tmp_path / ".coverage"),
         "OMP_NUM_THREADS": "1",
     }
     coverage = [sys.executable, "-m", "coverage"]
@@ -107,7 +107,7 @@ def test_the_gpu_suites_pass_on_the_emulated_driver_and_reach_every_line(root: P
     ran = _run([*coverage, "run", "--include=hfd_edge/runtime/*", *suites], root, environment)
     assert ran.returncode == 0, ran.stdout[-8000:] + ran.stderr[-2000:]
     assert " passed" in ran.stdout, ran.stdout[-2000:]
-    report = tmp_path / "coverage.json"
+    report = tmp_path / "lines.json"
     written = _run([*coverage, "json", "-o", str(report)], root, environment)
     assert written.returncode == 0, written.stdout + written.stderr
     reached = {**_host_coverage(root, report), **_kernel_coverage(root, cache)}

@@ -115,7 +115,6 @@ __device__ bool load_pixels(const SpeckleArgs& a, const Tile& t) {
             }
             target[band * (t.plane / QUAD)] = make_float4(power[0], power[1], power[2], power[3]);
         }
-#pragma unroll 1  // rare
         for (int band = 0; band < changed; ++band) {
             float* pixel = reinterpret_cast<float*>(target) + band * t.plane;
             for (int i = 0; i < QUAD; ++i) {

@@ -227,7 +227,7 @@ struct Work {
   HostRange host = {};
 };
 CUresult enqueue(Lock&, const StreamPtr&, Work, OpPtr* out = nullptr);
-void wait_for(Lock&, const OpPtr&);
+void wait_for(Lock&, OpPtr);  // a copy: the stream and the event go on while it waits
 void wait_for_all(Lock&);
 void progress(Lock&);  // runs one operation that is ready, if nobody runs one
 bool host_range_busy(const HostRange&);

@@ -67,11 +67,11 @@ CUresult find_stream(CUstream handle, StreamPtr* out) {
 static void add_default_stream_order(const StreamPtr& stream, Op& op) {
   State& s = state();
   if (stream == s.legacy) {
-    for (auto& other : s.active)
-      if (other != stream && !(other->flags & CU_STREAM_NON_BLOCKING) && other->last) op.needs.push_back(other->last);
-    for (auto& entry : s.streams)
-      if (!(entry.second->flags & CU_STREAM_NON_BLOCKING) && entry.second->last) op.needs.push_back(entry.second->last);
-    if (s.per_thread->last) op.needs.push_back(s.per_thread->last);
+    std::vector<StreamPtr> others = s.active;  // destroyed ones that are not done yet, too
+    for (auto& entry : s.streams) others.push_back(entry.second);
+    others.push_back(s.per_thread);
+    for (auto& other : others)
+      if (other != stream && other->last && !(other->flags & CU_STREAM_NON_BLOCKING)) op.needs.push_back(other->last);
   } else if (!(stream->flags & CU_STREAM_NON_BLOCKING) && s.legacy->last) {
     op.needs.push_back(s.legacy->last);
   }
@@ -109,9 +109,8 @@ CUresult enqueue(Lock& lock, const StreamPtr& stream, Work work, OpPtr* out) {
   stream->queue.push_back(op);
   if (stream->queue.size() == 1) s.active.push_back(stream);
   if (out) *out = op;
-  while (s.settings.eager > 0 && std::uniform_real_distribution<>(0, 1)(s.random) < s.settings.eager && !s.running &&
-         !s.active.empty())
-    progress(lock);
+  std::uniform_real_distribution<> chance(0, 1);
+  while (s.settings.eager > 0 && !s.running && !s.active.empty() && chance(s.random) < s.settings.eager) progress(lock);
   return CUDA_SUCCESS;
 }
 
@@ -162,7 +161,7 @@ void progress(Lock& lock) {
   run(lock, runnable(s.active[s.random() % s.active.size()]));
 }
 
-void wait_for(Lock& lock, const OpPtr& op) {
+void wait_for(Lock& lock, OpPtr op) {
   State& s = state();
   if (!op) return;
   while (!op->done) {
