@@ -128,5 +128,8 @@ def resource_folder(name: str) -> Path:
 
 def user_cache(name: str) -> Path:
     """Folder of this user for what can be made again: "timing", "kernels". It may not exist yet."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:  # no HOME, and a user that the system does not know, as in containers
+        base = Path("/.cache")  # what HOME=/ means; where it cannot be written, that is said
     return Path(base) / "hfd-edge" / name

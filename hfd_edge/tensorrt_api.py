@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from hfd_edge.errors import MissingExtraError, require
+from hfd_edge.errors import EngineError, MissingExtraError, require
 
 if TYPE_CHECKING:
     import tensorrt
@@ -105,12 +105,18 @@ def load_tensorrt(flavour: str, *, purpose: str) -> TensorRT:
         flavour: "tensorrt_rtx" or "tensorrt".
         purpose: What needs it; the subject of the message.
     Raises:
+        EngineError: it is installed, but its libraries do not load.
         MissingExtraError: it is not installed.
     """
     try:
         module = require(flavour, extra=EXTRAS[flavour], purpose=purpose)
     except MissingExtraError as error:
         raise MissingExtraError(f"{error}{_ELSEWHERE[flavour]}") from error
+    except (OSError, RuntimeError, AttributeError) as error:
+        raise EngineError(
+            f"{purpose} needs the package '{flavour}', which is installed but does not load: {error}. "
+            "Install it again, for the CUDA of the driver."
+        ) from error
     if not hasattr(module, "Builder"):
         # Type stubs in site-packages, or a checkout beside the script, import as a namespace package.
         raise MissingExtraError(
@@ -155,9 +161,15 @@ def tensorrt_logger(trt: TensorRT) -> Any:
     return _logger(base)
 
 
-def deserialize(trt: TensorRT, content: bytes) -> tuple[LoadedEngine | None, list[str]]:
+def deserialize(
+    trt: TensorRT, content: bytes, *, dla_core: int | None = None
+) -> tuple[LoadedEngine | None, list[str]]:
     """Load an engine on this machine's GPU.
 
+    Args:
+        trt: The TensorRT that built it.
+        content: The engine.
+        dla_core: DLA core that it was built for. TensorRT takes the first, unless it is told.
     Returns:
         The engine, or None if TensorRT refuses it or there is no GPU; and what it logged as errors.
     """
@@ -165,6 +177,8 @@ def deserialize(trt: TensorRT, content: bytes) -> tuple[LoadedEngine | None, lis
     with logger.recording() as log:
         try:
             runtime = trt.Runtime(logger)
+            if dla_core is not None:
+                runtime.DLA_core = dla_core
             engine = runtime.deserialize_cuda_engine(content)
         except (TypeError, RuntimeError) as error:
             # Without a driver pybind11 reports "factory function returned nullptr", a TypeError.

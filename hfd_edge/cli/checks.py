@@ -65,15 +65,13 @@ def _extra(name: str, install: str, packages: tuple[str, ...]) -> Check:
 
 def _tensorrt(name: str, flavour: str) -> Check:
     """Load a TensorRT and look for its builder: the import alone also takes a folder of that name."""
-    from hfd_edge.errors import MissingExtraError
+    from hfd_edge.errors import HfdEdgeError
     from hfd_edge.tensorrt_api import load_tensorrt, tensorrt_version
 
     try:
         version = tensorrt_version(load_tensorrt(flavour, purpose="building engines"))
-    except MissingExtraError as error:
+    except HfdEdgeError as error:
         return Check(name, False, "", str(error))
-    except Exception as error:  # whatever its libraries raise when they do not load
-        return Check(name, False, str(error), f"install {flavour} again, for the CUDA of the driver")
     return Check(name, True, f"{flavour} {version}")
 
 
@@ -107,11 +105,15 @@ def _driver() -> Check:
 
 
 def _toolkit() -> Check:
-    nvcc = shutil.which("nvcc")
-    found = nvcc or "no nvcc on PATH"
-    return Check(
-        "CUDA toolkit", nvcc is not None, found, "" if nvcc else "only needed to compile CUDA kernels"
-    )
+    """The nvcc that kernels are compiled with, which need not be on PATH."""
+    from hfd_edge.errors import BackendError
+    from hfd_edge.runtime.compilers import Nvcc
+
+    try:
+        nvcc = Nvcc.find()
+    except BackendError as error:
+        return Check("CUDA toolkit", False, str(error), "only needed to compile CUDA kernels")
+    return Check("CUDA toolkit", True, f"{nvcc.path}, {nvcc.version}")
 
 
 def _gpu_runtime() -> Check:

@@ -13,6 +13,9 @@ from hfd_edge.runtime.launch_logits import Blend, CutTiles, Labels
 from hfd_edge.runtime.rows import Tiler
 from hfd_edge.runtime.transfer import Intake, quiesce
 
+ALIGNMENT = 256
+"""Bytes; where a batch may begin. Buffers do, and what TensorRT is given must (NvInferRuntime.h)."""
+
 
 class Ports(Protocol):
     """What a network takes and gives; see `backends.tensorrt.Ports`."""
@@ -40,7 +43,7 @@ class DeviceBackend(Backend, Protocol):
     def ports(self) -> Ports: ...
 
     def enqueue(self, input_address: int, output_address: int, tiles: int, stream: Stream) -> None:
-        """Compute the logits of some tiles, asynchronously."""
+        """Compute the logits of some tiles, asynchronously. Both addresses are multiples of `ALIGNMENT`."""
         ...
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfd_edge.raster.tiling import TileRow, blend_weights
-from hfd_edge.runtime.cuda_parts import Parts, whole_rows
+from hfd_edge.runtime.cuda_parts import ALIGNMENT, Parts, whole_rows
 from hfd_edge.runtime.device import Buffer, Event
 from hfd_edge.runtime.launch import Plane
 from hfd_edge.runtime.rows import Ran, nobody
@@ -37,8 +37,8 @@ class CudaDecided:
     def labels(self) -> NDArray[np.uint8]:
         """Wait for the labels (stop - start, cols). Raises BackendError."""
         if self._out is not None:
-            out, self._out = self._out, None
-            self._labels = out.take(self.stop - self.start)
+            self._labels = self._out.take(self.stop - self.start)
+            self._out = None
         assert self._labels is not None
         return self._labels
 
@@ -59,8 +59,8 @@ class _Out:
         parts.infer.fill(self.labels.address, 0, self.labels.nbytes)
 
     def take(self, rows: int) -> NDArray[np.uint8]:
-        self.owner = None
         self.done.synchronize()
+        self.owner = None
         for stage, spent in self.clock.read().items():
             self.stages[stage] = self.stages.get(stage, 0.0) + spent
         return self.labels.view((rows, self._pitch), np.dtype(np.uint8))[:, : self._cols].copy()
@@ -125,6 +125,9 @@ class CudaRows:
             batch, least = parts.backend.batch, parts.backend.least
             self._tiles: Buffer = self._keep(device.buffer(ports.input_bytes(batch)))
             self._logits: Buffer = self._keep(device.buffer(ports.logits_bytes(len(self._origins) + least)))
+            self._aside: Buffer | None = None
+            if ports.logits_bytes(batch) % ALIGNMENT:  # of small tiles in float16
+                self._aside = self._keep(device.buffer(ports.logits_bytes(batch)))
             nbytes = tiler.classes * (1 + self._size) * self._width * 4
             self._bands: list[Buffer] = [self._keep(device.buffer(nbytes)) for _ in range(2)]
             self._weights = self._keep(Transfer(device, 4 * len(self._origins) * self._size))
@@ -155,7 +158,7 @@ class CudaRows:
 
     @property
     def quiet(self) -> bool:
-        """Whether all that was begun is done, and its labels were taken."""
+        """Whether all labels were taken; at most a copy is left in stream `load`, before all that follows."""
         return self._sound and self._filled == 0 and all(out.owner is None for out in self._outs)
 
     def prepare(self, raw: NDArray[Any] | DeviceImage, *, above: int, below: int) -> None:
@@ -210,7 +213,7 @@ class CudaRows:
 
     def close(self) -> None:
         """Free the memory, once nothing is under way."""
-        if self._held and not self.quiet:
+        if self._held:
             self._parts.quiesce()
         while self._held:
             self._held.pop().close()
@@ -251,7 +254,11 @@ class CudaRows:
                 out_address=self._tiles.address,
             )
             logits = self._logits.address + backend.ports.logits_bytes(start)
-            backend.enqueue(self._tiles.address, logits, max(len(group), backend.least), parts.infer)
+            aside = self._aside if logits % ALIGNMENT else None
+            target = logits if aside is None else aside.address
+            backend.enqueue(self._tiles.address, target, max(len(group), backend.least), parts.infer)
+            if aside is not None:
+                parts.infer.copy(logits, target, backend.ports.logits_bytes(len(group)))
 
     def _blend(self, row: TileRow, wanted: list[int], out: _Out) -> None:
         """Add the tiles' logits to the band of those above."""
@@ -306,12 +313,11 @@ class CudaRows:
         kept = self._parts.tiler.tile_px - shift
         self._strips.reverse()
         self._filled = kept
-        if kept <= 0:
-            return
         load, (target, source) = self._parts.load, self._strips
         load.wait(target.free)
         pitch_bytes = self._pitch * self._parts.itemsize
-        for band in range(self._parts.tiler.preprocessing.bands):
+        # Tiles that do not overlap share no pixels; rows without labels there are all the same.
+        for band in range(self._parts.tiler.preprocessing.bands if kept else 0):
             offset = band * target.band_stride * self._parts.itemsize
             load.copy(
                 target.pixels.address + offset,

@@ -11,6 +11,7 @@ messages speak of earlier work.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import threading
@@ -100,6 +101,8 @@ class Device:
             self.limits = _limits(driver, driver.Device(ordinal))
             self._context: Any = driver.Device(ordinal).retain_primary_context()
         self._detach = weakref.finalize(self, _detach, driver, self._context)
+        # When the program ends finalizers run, too, but memory would be freed before the work that uses it.
+        atexit.register(_close, weakref.ref(self))
         try:
             from hfd_edge.runtime.mapped import choose_memory
 
@@ -150,7 +153,7 @@ class Device:
             raise BackendError(
                 f"The GPU has no room for {nbytes:,} bytes: {self.free_bytes():,} of "
                 f"{self.limits.total_bytes:,} are free ({error.__cause__}). "
-                "Close other programs, or use a smaller tile, batch or depth."
+                "Close other programs that use it, or use smaller tiles or batches, or a narrower scene."
             ) from error.__cause__
 
     def pinned(self, shape: int | tuple[int, ...], dtype: DTypeLike) -> Pinned:
@@ -258,6 +261,12 @@ def _advice(driver: Any, error: Exception) -> str:
     if isinstance(error, driver.MemoryError):
         return "Close other programs that use the GPU, or use smaller tiles."
     return "Check the driver with nvidia-smi and the set-up with hfd-edge doctor."
+
+
+def _close(device: weakref.ref[Device]) -> None:
+    opened = device()
+    if opened is not None:
+        opened.close()
 
 
 def _detach(driver: Any, context: Any) -> None:

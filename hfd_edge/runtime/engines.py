@@ -60,7 +60,8 @@ def open_engine(bundle: Bundle, name: str) -> OpenedEngine:
     path = bundle.engine(name)
     content = path.read_bytes()
     _check_validity(trt, content, record, bundle)
-    loaded, faults = deserialize(trt, content)
+    plan = record.options.get("plan") or {}  # of engines that trtexec built, see `deploy.plan.Plan`
+    loaded, faults = deserialize(trt, content, dla_core=plan.get("dla_core"))
     if loaded is None:
         raise EngineError(
             f"{product(record.flavour, trt)} could not load engine {name}: "

@@ -10,6 +10,8 @@ import numpy as np
 from hfd_edge.errors import BackendError, require
 from hfd_edge.gpu import current_gpu
 
+_DEFAULT_STREAM = 1  # CU_STREAM_LEGACY, cuda.h
+
 
 @dataclass(frozen=True)
 class External:
@@ -20,8 +22,8 @@ class External:
         shape: Its shape.
         strides: Bytes from one element to the next, for each axis.
         dtype: Type of its elements.
-        stream: CUstream handle whose work must be done before it is read; None if there is nothing to wait
-            for. 1 and 2 are CUDA's legacy and per-thread default streams.
+        stream: CUstream handle whose work must be done before it is read. 1 and 2 are CUDA's legacy and
+            per-thread default streams.
         owner: What the memory belongs to.
     """
 
@@ -29,7 +31,7 @@ class External:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: np.dtype[Any]
-    stream: int | None
+    stream: int
     owner: object
 
 
@@ -69,6 +71,9 @@ def external(array: Any, *, writable: bool = False, ordinal: int = 0) -> Externa
     if stream == 0:
         # The interface's definition: 0 could mean two different default streams.
         raise BackendError("The device array names stream 0, which version 3 forbids. Update the package.")
+    # PyTorch (version 2) and PyCUDA name none, though their work is in the legacy default stream, with which
+    # a `Stream` is not ordered.
+    stream = _DEFAULT_STREAM if stream is None else int(stream)
     if address:
         _check_place(int(address), ordinal)
     elif 0 not in shape:
@@ -78,31 +83,29 @@ def external(array: Any, *, writable: bool = False, ordinal: int = 0) -> Externa
     return External(int(address), shape, tuple(int(step) for step in strides), dtype, stream, array)
 
 
-def follow(array: External, stream_handle: int) -> None:
-    """Hold a stream back until the work that makes an array is done; a GPU's context must be current.
+def follow(theirs: int, ours: int) -> None:
+    """Hold our stream back until the work in theirs is done, both handles; a GPU's context must be current.
 
     PyCUDA cannot record an event in a stream that it did not make, so this goes through cuda-bindings.
 
     Raises:
-        BackendError: the driver refuses, for instance because the array's stream was destroyed.
+        BackendError: the driver refuses, for instance because the other stream was destroyed.
     """
-    if array.stream is None:
-        return
     driver = require("cuda.bindings.driver", extra="cuda", purpose="waiting for the stream of a device array")
 
     def call(name: str, *arguments: Any) -> Any:
         status, *results = getattr(driver, name)(*arguments)
         if int(status) != 0:
             raise BackendError(
-                f"Waiting for stream {array.stream:#x} of the device array failed: {name}: {status.name}. "
+                f"Waiting for stream {theirs:#x} of the device array failed: {name}: {status.name}. "
                 "Keep the stream until the array was used, or synchronise it first."
             )
         return results[0] if results else None
 
     event = call("cuEventCreate", driver.CUevent_flags.CU_EVENT_DISABLE_TIMING.value)
     try:
-        call("cuEventRecord", event, driver.CUstream(array.stream))
-        call("cuStreamWaitEvent", driver.CUstream(stream_handle), event, 0)
+        call("cuEventRecord", event, driver.CUstream(theirs))
+        call("cuStreamWaitEvent", driver.CUstream(ours), event, 0)
     finally:
         call("cuEventDestroy", event)  # what waits for it still does
 

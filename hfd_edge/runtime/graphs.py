@@ -10,8 +10,10 @@ execution context of its own.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +50,7 @@ class Graph(Resource):
             MissingExtraError: cuda-bindings is not installed.
         """
         cuda = _bindings()
-        with device.current("recording a CUDA graph"):
+        with device.current("recording a CUDA graph"), _no_collection():
             # Thread local: allocations of other threads, which any library may make, do not spoil it.
             mode = cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
             _checked(cuda, "cuStreamBeginCapture", stream.handle, mode)
@@ -128,7 +130,12 @@ class Replays:
             stream.synchronize()  # graphs that are dropped here, or after an error, may not still run
             if len(self._kept) >= MOST_GRAPHS:
                 self._drop(next(iter(self._kept)))
-            self._kept[batch] = self._record(batch, stream)
+            # What other threads put into `stream` meanwhile would be recorded, and not run.
+            apart = self._device.stream()
+            try:
+                self._kept[batch] = self._record(batch, apart)
+            finally:
+                apart.close()
             return
         self._kept.move_to_end(batch)
         self._kept[batch][0].launch(stream)
@@ -175,6 +182,18 @@ class Replays:
                 f"A CUDA graph of {self._what} gives other logits than the engine itself: {wrong} of "
                 f"{found.size} differ by more than {TOLERANCE:.0e} of their range. {_ADVICE}"
             )
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep the garbage collector from freeing GPU memory in this thread, which would end a recording."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _bindings() -> Any:

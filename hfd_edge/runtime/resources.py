@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfd_edge.errors import BackendError
-from hfd_edge.runtime.external import External, follow
+from hfd_edge.runtime.external import follow
 
 if TYPE_CHECKING:
     from hfd_edge.runtime.device import Device, DeviceLimits
@@ -135,10 +135,10 @@ class Stream(Resource):
         with self._device.current("making a stream wait for an event"):
             self._held.wait_for_event(event._held)
 
-    def follow(self, array: External) -> None:
-        """Hold further work back until another package's array is ready; see `external`."""
+    def follow(self, handle: int) -> None:
+        """Hold further work back until another package's stream is done; see `External.stream`."""
         with self._device.current("waiting for a device array"):
-            follow(array, self.handle)
+            follow(handle, self.handle)
 
     def copy_in(self, dst_address: int, host_array: NDArray[Any]) -> None:
         """Copy a contiguous array to the device; from `Pinned` memory without holding up the CPU."""

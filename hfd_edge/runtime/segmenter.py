@@ -122,9 +122,10 @@ class Segmenter:
         Raises:
             Exception: as a call; what is wrong may also show only when the mask is asked for.
         """
-        if not hasattr(image, "__cuda_array_interface__"):
+        on_device = getattr(image, "__cuda_array_interface__", None)
+        if on_device is None:
             image = np.asarray(image)
-        shape = tuple(image.shape)
+        shape = image.shape if on_device is None else tuple(on_device["shape"])
         if len(shape) != 3 or 0 in shape:
             raise RadiometryError(f"The image is {shape}, expected (bands, rows, cols), none empty.")
         self.check_bands("The image", shape[0])
@@ -165,8 +166,8 @@ class Segmenter:
                 nodata_label=manifest.nodata_label,
             )
             rows = SceneSource(reader, nodata=manifest.preprocessing.nodata)
-            engine = self.pipeline.rows(cols=reader.cols)
             with writer:
+                engine = self.pipeline.rows(cols=reader.cols)
                 count = segment_rows(
                     rows, writer, engine=engine, tiler=self.pipeline.tiler, progress=progress
                 )
@@ -195,7 +196,7 @@ class Segmenter:
         after the frame that it is at.
 
         Args:
-            frames: Images as for a call, of any sizes. They are taken in the worker thread.
+            frames: Images as for a call, of any sizes. They are taken in a thread of the stream.
             policy: What happens when frames come faster than masks: "block" lets the source wait,
                 "drop-oldest" and "deadline" leave frames out, and count them; see `MaskStream`.
             deadline_ms: Age of a frame beyond which its mask is of no use, for "deadline".

@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 
 from hfd_edge.bundle import Bundle, GoldenTile
 from hfd_edge.engine_record import read_engine_record
-from hfd_edge.errors import BackendError, EngineError, HfdEdgeError, MissingExtraError
+from hfd_edge.errors import BackendError, HfdEdgeError, MissingExtraError
 from hfd_edge.gpu import find_gpu
 from hfd_edge.progress import Progress, silent
 from hfd_edge.raster.tiling import mirrored
 from hfd_edge.runtime.backends import BACKENDS, available_backends, open_backend
+from hfd_edge.runtime.engines import verify_engine
 from hfd_edge.runtime.segmenter import Segmenter
 from hfd_edge.tensorrt_api import PRODUCTS
 
@@ -34,7 +35,11 @@ if TYPE_CHECKING:
 AGREEMENT = {"fp32": 0.999, "fp16": 0.995, "int8": 0.97, "int8_fp16": 0.97}
 """Least share of labels that a variant must have in common with the FP32 model, as in device kits."""
 _NEAR = 1e-3
-"""Largest distance of FP32 logits from ONNX Runtime's, as a share of their range."""
+_NEAR_TF32 = 2e-2
+"""Largest distances of FP32 logits from ONNX Runtime's, as shares of their range: of its own, and of those of
+GPU backends, which multiply with TF32's 11 bits unless they are told not to (as deploy.torch_program)."""
+_SAME = 4e-3
+"""Largest distance between runs: some kernels add up in no fixed order (as runtime.graphs)."""
 _REPEATS = 4
 _PACKAGES = (
     *("hfd-edge", "numpy", "opencv-python-headless", "onnxruntime", "pycuda", "cuda-bindings"),
@@ -209,9 +214,9 @@ def _network_findings(bundle: Bundle, backend: str, precision: str, progress: Pr
     except HfdEdgeError as error:
         yield Finding("reference", False, str(error), "Everything is compared with the FP32 model.")
         return
-    for done, (name, kind) in enumerate(variants):
+    for done, ((name, kind), engines) in enumerate(variants.items()):
         progress(done, len(variants), f"networks: {name} {kind}")
-        yield from _variant_findings(bundle, name, kind, tiles, named=backend != "auto")
+        yield from _variant_findings(bundle, name, kind, engines, tiles, named=backend != "auto")
     progress(len(variants), len(variants), "networks")
 
 
@@ -253,26 +258,30 @@ def _prepared(bundle: Bundle, tile: GoldenTile, run: Run) -> _Tile:
     return _Tile(tile.image, tile.labels, batch, run(batch))
 
 
-def _variants(bundle: Bundle, backend: str, precision: str) -> list[tuple[str, str]]:
-    """Backend and precision of all models and engines that were asked for, each pair once."""
-    pairs = [("onnxruntime", str(kind)) for kind in bundle.precisions]
-    for relpath in bundle.manifest.engines.values():
+def _variants(bundle: Bundle, backend: str, precision: str) -> dict[tuple[str, str], list[str]]:
+    """Backend and precision of all models and engines that were asked for, and the names of the engines."""
+    found: dict[tuple[str, str], list[str]] = {("onnxruntime", str(kind)): [] for kind in bundle.precisions}
+    for engine, relpath in bundle.manifest.engines.items():
         try:
             record = read_engine_record(bundle.path / relpath)
         except HfdEdgeError:
             continue  # the check of the bundle's files has told
-        pairs.append((record.flavour, str(record.precision)))
-    wanted = [(name, kind) for name, kind in dict.fromkeys(pairs) if backend in ("auto", name)]
-    return [(name, kind) for name, kind in wanted if precision in ("auto", kind)]
+        found.setdefault((record.flavour, str(record.precision)), []).append(engine)
+    return {
+        (name, kind): engines
+        for (name, kind), engines in found.items()
+        if backend in ("auto", name) and precision in ("auto", kind)
+    }
 
 
 def _variant_findings(
-    bundle: Bundle, backend: str, precision: str, tiles: list[_Tile], *, named: bool
+    bundle: Bundle, backend: str, precision: str, engines: list[str], tiles: list[_Tile], *, named: bool
 ) -> Iterator[Finding]:
     """Check one variant; an engine for another GPU is no fault unless its backend was asked for by name."""
     name = f"{backend} {precision}"
-    if not named and backend not in available_backends():
-        yield Finding(name, None, f"not run: this machine has no GPU with {backend}")
+    engine, reason = _fitting(bundle, backend, engines)
+    if reason and not named:
+        yield Finding(name, None, f"not run: {reason}")
         return
     try:
         with _opened(bundle, backend, precision) as run:
@@ -281,17 +290,34 @@ def _variant_findings(
             agreement = _agreement(bundle, tiles, segment)
             in_order = _streams_in_order(tiles, segment)
     except HfdEdgeError as error:
-        wrong = named or backend == "onnxruntime"
-        yield Finding(name, False if wrong else None, str(error) if wrong else f"not run: {error}")
+        # Only loading it tells whether a torch-tensorrt program is for this machine.
+        wrong = named or backend != "torch_tensorrt"
+        yield Finding(name, False, str(error), _SEND) if wrong else Finding(name, None, f"not run: {error}")
         return
     yield _labels_finding(name, agreement, AGREEMENT[precision], len(tiles))
-    yield _logits_finding(name, distance, _NEAR if precision == "fp32" else math.inf)
+    near = _NEAR if backend == "onnxruntime" else _NEAR_TF32
+    yield _logits_finding(name, distance, near if precision == "fp32" else math.inf)
     yield _repeats_finding(name, repeat)
     yield Finding(
         f"{name}: stream", in_order, "masks of a stream are those of single frames, in order", _SEND
     )
-    if backend in PRODUCTS:
-        yield _graphs_finding(bundle, backend, precision, tiles[0])
+    if engine is not None:
+        yield _graphs_finding(bundle, engine, f"{name}: CUDA graphs", tiles[0])
+
+
+def _fitting(bundle: Bundle, backend: str, engines: list[str]) -> tuple[str | None, str]:
+    """The engine that was made for this machine, if it takes one; else why there is none."""
+    if backend not in available_backends():
+        return None, f"this machine has no GPU with {backend}"
+    reasons = []
+    for engine in engines if backend in PRODUCTS else ():
+        try:
+            verify_engine(bundle, engine)
+        except HfdEdgeError as error:
+            reasons.append(str(error))
+        else:
+            return engine, ""
+    return None, " ".join(reasons)
 
 
 def _labels_finding(name: str, agreement: float, least: float, tiles: int) -> Finding:
@@ -319,41 +345,28 @@ def _repeats_finding(name: str, distance: float) -> Finding:
     finite = math.isfinite(distance)
     return Finding(
         f"{name}: repeats",
-        finite and distance <= _NEAR,
+        finite and distance <= _SAME,
         f"{_REPEATS} runs of a tile differ by up to {distance:.1e} of the range of the logits",
         f"The same input gives other logits. {_SEND}",
         {"distance_of_range": distance} if finite else {},
     )
 
 
-def _graphs_finding(bundle: Bundle, backend: str, precision: str, tile: _Tile) -> Finding:
+def _graphs_finding(bundle: Bundle, engine: str, name: str, tile: _Tile) -> Finding:
     """Insist on CUDA graphs: the backend compares each replay with the run before it."""
-    name = f"{backend} {precision}: CUDA graphs"
     from hfd_edge.runtime.backends.tensorrt import TensorRTBackend
 
     try:
-        for engine in _engines(bundle, backend, precision):
-            try:
-                opened = TensorRTBackend(bundle, engine, graphs=True)
-            except EngineError:
-                continue  # for another GPU
-            try:
-                _, repeat = _distances([tile], opened.run)
-            finally:
-                opened.close()
-            return replace(_repeats_finding(name, repeat), name=name)
+        opened = TensorRTBackend(bundle, engine, graphs=True)
+        try:
+            _, repeat = _distances([tile], opened.run)
+        finally:
+            opened.close()
     except MissingExtraError as error:
         return Finding(name, None, f"not run: {error}")
     except HfdEdgeError as error:
         return Finding(name, False, str(error), "Open the engine with graphs=False.")
-    return Finding(name, None, "not run: no engine for this GPU")
-
-
-def _engines(bundle: Bundle, backend: str, precision: str) -> list[str]:
-    records = {name: read_engine_record(bundle.path / path) for name, path in bundle.manifest.engines.items()}
-    return [
-        name for name, record in records.items() if (record.flavour, record.precision) == (backend, precision)
-    ]
+    return replace(_repeats_finding(name, repeat), name=name)
 
 
 def _distances(tiles: list[_Tile], run: Run) -> tuple[float, float]:

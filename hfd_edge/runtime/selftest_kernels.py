@@ -43,9 +43,10 @@ def kernel_checks(device: Device, kernels: Kernels, preprocessing: Preprocessing
             name = f"preprocessing of this bundle, {dtype} to {'float16' if half else 'float32'}"
             yield name, _bound(_check_speckle, bench, preprocessing, dtype, half)
     if preprocessing.units != "stretched":
+        # Two bands, since a bundle may have more than the filters that it does not use can take.
+        two = {name: getattr(preprocessing, name)[:2] for name in ("clip", "mean", "std")}
         for filter_name in ("none", *FILTERS):
-            window = REFINED_LEE_WINDOW_PX
-            other = replace(preprocessing, speckle=filter_name, window_px=window)
+            other = replace(preprocessing, speckle=filter_name, window_px=REFINED_LEE_WINDOW_PX, **two)
             dtype = _stored_types(other)[0]
             yield f"speckle filter {filter_name}", _bound(_check_speckle, bench, other, dtype, False)
     yield "tiles", _bound(_check_tiles, bench)

@@ -7,6 +7,7 @@ as fast as they come and keeps the newest.
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
 import weakref
@@ -64,7 +65,8 @@ class MaskStream(Iterator[NDArray[np.uint8]]):
     because the stream was closed or a frame before it failed, of "failed", and of the frames under way.
 
     What happens when the source is faster than the network or the caller, by `policy`:
-        "block": the source waits. At most `pipeline.depth` + 2 frames are under way.
+        "block": the source waits. At most `pipeline.depth` + 2 frames are under way, beside the one that the
+            caller waits for.
         "drop-oldest": the source never waits; of the frames that wait for the pipeline the newest two are
             kept, older ones are dropped.
         "deadline": as "drop-oldest", and no mask is given out later than `deadline_ms` after its frame was
@@ -254,6 +256,8 @@ class _Worker(_Thread):
         frames = _numbered(self._frames, self._line)
         if self._dropping:
             frames = _newest(_Reader(frames, self._line))
+        # When the program ends, what the frame at hand uses is freed; functions registered last come first.
+        atexit.register(self.stop)
         try:
             while self._line.room():
                 frame = next(frames, None)
@@ -263,6 +267,7 @@ class _Worker(_Thread):
         except BaseException as error:
             self._line.put(_End(error))
         finally:
+            atexit.unregister(self.stop)
             frames.close()
 
     def stop(self) -> None:
@@ -274,14 +279,11 @@ class _Worker(_Thread):
         self._line.discard()
 
     def forget(self) -> None:
-        """Stop, since nobody holds the stream any more.
+        """Stop, since nobody holds the stream any more; wait for nothing.
 
         The garbage collector calls this in any thread, which may hold what the frame that is being submitted
-        waits for: so this must not wait for it. But when the program ends, the memory of that frame is about
-        to be freed.
+        waits for.
         """
-        if not threading.main_thread().is_alive():
-            self.stop()
         self._line.stop()
         self._line.discard()
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hfd_edge.errors import BackendError, require
+from hfd_edge.errors import BackendError
 from hfd_edge.runtime.device import Device, Stream, external
 from hfd_edge.runtime.launch import Plane, Speckle
 from hfd_edge.sar.preprocessing import Preprocessing
@@ -30,7 +30,7 @@ class Transfer:
     """Page-locked host memory and its counterpart on the device, which are one where memory is mapped."""
 
     def __init__(self, device: Device, nbytes: int) -> None:
-        """Allocate, and clear both. Raises BackendError where there is no room."""
+        """Allocate, and clear the host's. Raises BackendError where there is no room."""
         self._host = device.pinned(nbytes, np.uint8)
         self._host.array[:] = 0
         self._buffer = None
@@ -83,7 +83,7 @@ class StageClock:
     def __init__(self, device: Device) -> None:
         self._device = device
         self._marks: dict[str, Any] = {}
-        self._open: list[str] = []
+        self._open: dict[str, None] = {}  # as a set that keeps its order
 
     @contextmanager
     def stage(self, name: str, stream: Stream) -> Iterator[None]:
@@ -94,11 +94,11 @@ class StageClock:
         stream.record(begin)
         yield
         stream.record(end)
-        self._open.append(name)
+        self._open[name] = None
 
     def read(self) -> dict[str, float]:
         """Milliseconds of the stages since the last time, whose work must be done."""
-        stages, self._open = self._open, []
+        stages, self._open = self._open, {}
         return {name: self._marks[name][1].ms_since(self._marks[name][0]) for name in stages}
 
     def close(self) -> None:
@@ -116,14 +116,14 @@ class DeviceImage:
         plane: Where they lie.
         shape: (bands, rows, cols).
         dtype: One that the speckle kernel reads.
-        stream: CUstream handle of the work that makes them, if there is any to wait for.
+        stream: CUstream handle of the work that makes them.
         owner: Keeps the memory.
     """
 
     plane: Plane
     shape: tuple[int, int, int]
     dtype: np.dtype[Any]
-    stream: int | None
+    stream: int
     owner: object
 
     @classmethod
@@ -136,7 +136,7 @@ class DeviceImage:
         """
         found = external(array, ordinal=ordinal)
         size = found.dtype.itemsize
-        if found.dtype.name not in _KERNEL_DTYPES:
+        if found.dtype.name not in _KERNEL_DTYPES or not found.dtype.isnative:
             raise BackendError(
                 f"The device array holds {found.dtype}, but the kernels read {', '.join(_KERNEL_DTYPES)}. "
                 "Convert it on the GPU, or pass a NumPy array."
@@ -161,19 +161,6 @@ class DeviceImage:
     def copy(self) -> DeviceImage:
         """Itself: it stays where it is until its mask is there."""
         return self
-
-    def wait(self, stream: Stream) -> None:
-        """Let a stream wait for the work that makes the pixels; its context is current."""
-        if self.stream is None:
-            return
-        driver = require("cuda.bindings.driver", extra="cuda", purpose="waiting for another stream")
-        # PyCUDA cannot record events on streams that are not its own.
-        event = _called(driver, "cuEventCreate", driver.CUevent_flags.CU_EVENT_DISABLE_TIMING)
-        try:
-            _called(driver, "cuEventRecord", event, driver.CUstream(self.stream))
-            _called(driver, "cuStreamWaitEvent", driver.CUstream(stream.handle), event, 0)
-        finally:
-            _called(driver, "cuEventDestroy", event)  # takes effect when the event is done
 
     def to_host(self, stream: Stream) -> Array:
         """Copy the pixels, and wait for them."""
@@ -227,8 +214,7 @@ class Intake:
         self._check(np.zeros((bands, 1, 1), raw.dtype))
         with self.clock.stage("copy_in", stream):
             if isinstance(raw, DeviceImage):
-                with self._device.current("waiting for the work that makes a device array"):
-                    raw.wait(stream)
+                stream.follow(raw.stream)
                 image, plane = raw, raw.plane
             else:
                 image, plane = self._stage(raw, stream)
@@ -308,13 +294,3 @@ def quiesce(*streams: Stream) -> None:
     for stream in streams:
         with suppress(BackendError):
             stream.synchronize()
-
-
-def _called(driver: Any, name: str, *arguments: Any) -> Any:
-    status, *results = getattr(driver, name)(*arguments)
-    if int(status) != 0:
-        raise BackendError(
-            f"Waiting for the stream of a device array failed ({name}: {status.name}). Synchronise it before "
-            "the array is passed on."
-        )
-    return results[0] if results else None

@@ -25,6 +25,7 @@ COMMANDS = [
     ["data", "check"],
     ["train", "teacher"],
     ["train", "student"],
+    ["train", "baseline"],
 ]
 HEAVY = ["torch", "timm", "lightning_fabric", "onnx", "modelopt", "tensorrt_rtx", "matplotlib", "safetensors"]
 
@@ -118,7 +119,7 @@ def test_doctor_looks_for_compilers(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.delitem(sys.modules, "tensorrt")
     monkeypatch.syspath_prepend(str(tmp_path / "broken"))
     broken = found()["TensorRT engines"]
-    assert not broken.ok and broken.found == "libnvinfer.so.10: cannot open"
+    assert not broken.ok and "does not load: libnvinfer.so.10: cannot open. Install it again" in broken.fix
     monkeypatch.setattr(torch_tensorrt, "why_not_here", lambda: "PyTorch finds no GPU.")
     program = found()["torch-tensorrt programs"]
     assert (program.ok, program.fix) == (False, "PyTorch finds no GPU.")

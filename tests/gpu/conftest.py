@@ -16,15 +16,19 @@ from .pipelines import make_small, pair
 
 __all__ = ["make_small", "pair"]  # fixtures of the pipelines' suites
 
-if control.wanted():
+MISSING = control.missing() if control.wanted() else None
+if control.wanted() and not MISSING:
     control.load()  # before anything imports PyCUDA
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if control.wanted():
-        for item in items:
-            if item.get_closest_marker("hardware"):
-                item.add_marker(pytest.mark.skip(reason="needs a real GPU, and this is the emulated driver"))
+    if not control.wanted():
+        return
+    for item in items:
+        if MISSING and item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason=f"no emulated driver: {MISSING}"))
+        elif item.get_closest_marker("hardware"):
+            item.add_marker(pytest.mark.skip(reason="needs a real GPU, and this is the emulated driver"))
 
 
 @pytest.fixture(autouse=True)

@@ -74,6 +74,8 @@ class HostNetwork:
     def enqueue(self, input_address: int, output_address: int, tiles: int, stream: Stream) -> None:
         if not self.least <= tiles <= self.batch:
             raise BackendError(f"{tiles} tiles were given to a batch of {self.least} to {self.batch}.")
+        if input_address % 256 or output_address % 256:
+            raise BackendError("TensorRT takes multiples of 256 only.")
         with self._lock:
             self._enqueue(input_address, output_address, tiles, stream)
 

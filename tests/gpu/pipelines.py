@@ -40,9 +40,11 @@ def make_small(tmp_path: Path) -> Callable[..., Bundle]:
 
     number = itertools.count()
 
-    def bundle(**changes: Any) -> Bundle:
-        manifest = make_manifest(tile_px=TILE, **changes)
-        model = make_onnx(bands=len(manifest.sar.bands), classes=len(CLASSES), stride=manifest.stride)
+    def bundle(*, classes: int = len(CLASSES), **changes: Any) -> Bundle:
+        manifest = make_manifest(**{"tile_px": TILE} | changes)
+        kept = {"classes": CLASSES[:classes], "palette": manifest.palette[:classes]}
+        manifest = manifest.model_copy(update=kept)
+        model = make_onnx(bands=len(manifest.sar.bands), classes=classes, stride=manifest.stride)
         return Bundle.create(tmp_path / f"{next(number)}.hfd", manifest, {"model.fp32.onnx": model})
 
     return bundle
@@ -51,8 +53,16 @@ def make_small(tmp_path: Path) -> Callable[..., Bundle]:
 class Pair:
     """A bundle on the CPU and on the GPU."""
 
-    def __init__(self, bundle: Bundle, device: Device, *, depth: int = 3, **options: Any) -> None:
-        self.cpu = Segmenter(bundle, backend="onnxruntime", threads=1)
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: Device,
+        *,
+        depth: int = 3,
+        overlap_px: int | None = None,
+        **options: Any,
+    ) -> None:
+        self.cpu = Segmenter(bundle, backend="onnxruntime", threads=1, overlap_px=overlap_px)
         self.network = HostNetwork(bundle, device, **options)
         self.gpu = CudaPipeline(self.network, self.cpu.pipeline.tiler, depth=depth)
 
@@ -88,7 +98,6 @@ class OnDevice:
         bands, rows, cols = image.shape
         wide = np.zeros((bands, rows, cols + pad), image.dtype)
         wide[:, :, :cols] = image
-        self.shape = image.shape
         self.buffer = device.buffer(wide.nbytes)
         self.producer = stream or device.stream()
         self.producer.copy_in(self.buffer.address, wide)

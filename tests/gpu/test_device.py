@@ -401,9 +401,9 @@ class TestExternal:
         array = interface(buffer.address)
         found = external(array)
         assert (found.address, found.shape, found.strides) == (buffer.address, (2, 3), (12, 4))
-        assert (found.dtype, found.stream, found.owner) == (np.dtype(np.float32), None, array)
-        found = external(interface(buffer.address, strides=(64, 4), stream=1, version=2), writable=True)
-        assert (found.strides, found.stream) == ((64, 4), 1)
+        assert (found.dtype, found.stream, found.owner) == (np.dtype(np.float32), 1, array)
+        found = external(interface(buffer.address, strides=(64, 4), stream=2), writable=True)
+        assert (found.strides, found.stream) == ((64, 4), 2)
         assert external(interface(0, shape=(0, 3))).address == 0
 
     def test_what_is_refused(self, device: Device) -> None:
@@ -432,18 +432,18 @@ class TestExternal:
         back = np.zeros(1 << 20, np.uint8)
         theirs.fill(buffer.address, 8, buffer.nbytes)
         array = interface(buffer.address, shape=(1 << 20,), typestr="|u1", stream=theirs.handle)
-        ours.follow(external(array))
+        ours.follow(external(array).stream)
         ours.copy_out(back, buffer.address)
         ours.synchronize()
         assert (back == 8).all()
 
     @pytest.mark.parametrize("named", [{"version": 2}, {"stream": None}, {"stream": 1}])
     def test_the_default_stream_comes_first(self, device: Device, named: dict[str, Any]) -> None:
-        """PyTorch (version 2) and PyCUDA name no stream, and work on the one that ours are not ordered with."""
+        """PyTorch (version 2) and PyCUDA name no stream; theirs is one that ours are not ordered with."""
         ours, buffer, back = device.stream(), device.buffer(1 << 20), np.zeros(1 << 20, np.uint8)
         with device.current():
             device.driver.memset_d8_async(buffer.address, 8, buffer.nbytes, None)
-        ours.follow(external(interface(buffer.address, **named)))
+        ours.follow(external(interface(buffer.address, **named)).stream)
         ours.copy_out(back, buffer.address)
         ours.synchronize()
         assert (back == 8).all()
@@ -455,7 +455,7 @@ class TestExternal:
         with pytest.raises(
             BackendError, match="Waiting for stream 0x1 .* failed: cuEventRecord: CUDA_ERROR_INVALID"
         ):
-            device.stream().follow(array)
+            device.stream().follow(array.stream)
 
 
 def test_two_threads(image: bytes) -> None:
@@ -496,7 +496,7 @@ def test_beside_torch(device: Device) -> None:
         assert back.tolist() == (values + values).tolist()
     if place == "cuda":
         found = external(values)
-        stream.follow(found)
+        stream.follow(found.stream)
         stream.copy_out(back, found.address)
         stream.synchronize()
         assert back.tolist() == values.tolist()

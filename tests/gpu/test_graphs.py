@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -38,11 +40,12 @@ class Engine:
 
     def prepare(self, batch: Batch) -> Callable[[int], None]:
         def execute(handle: int) -> None:
-            assert handle == self.stream.handle
             self.runs.append(batch)
             pixels = Plane(batch.input_address, SIDE, SIDE * SIDE)
+            streams = [found for found in self.device._living if isinstance(found, Stream)]
+            (stream,) = (found for found in streams if not found.closed and found.handle == handle)
             self.cut(
-                self.stream, pixels, half=False, shape=(batch.tiles, SIDE, SIDE), first_row=0, origins=(0,),
+                stream, pixels, half=False, shape=(batch.tiles, SIDE, SIDE), first_row=0, origins=(0,),
                 tile_px=SIDE, out_address=batch.output_address,
             )  # fmt: skip
             self.fault(batch, len(self.runs))
@@ -153,6 +156,36 @@ def test_logits_that_vary_a_little_are_taken(engine: Engine, replays: Replays) -
     replays._compare(nothing, nothing)
 
 
+def test_other_threads_go_on_while_a_graph_is_recorded(engine: Engine, replays: Replays) -> None:
+    """What a pipeline's frames and rasters put into the stream meanwhile runs once, and is not replayed."""
+    batch, mark, found = batch_of(engine), engine.device.buffer(64), np.zeros(64, np.uint8)
+    failures: list[BaseException] = []
+
+    def meanwhile() -> None:
+        try:
+            engine.stream.fill(mark.address, 7, 64)
+            engine.stream.synchronize()
+        except BaseException as error:
+            failures.append(error)
+
+    def fault(_: Batch, runs: int) -> None:
+        if runs == 2:  # the one that is recorded
+            thread = threading.Thread(target=meanwhile)
+            thread.start()
+            thread.join()
+
+    engine.fault = fault
+    np.testing.assert_array_equal(run(engine, replays, batch, noise()), noise())
+    assert not failures
+    for value in (7, 1):
+        engine.stream.copy_out(found, mark.address)
+        engine.stream.synchronize()
+        assert (found == value).all()
+        engine.stream.fill(mark.address, 1, 64)
+        run(engine, replays, batch, noise())
+    assert len(engine.runs) == 2
+
+
 def test_work_that_cannot_be_recorded(engine: Engine, device: Device) -> None:
     """The stream is usable again afterwards."""
 
@@ -177,6 +210,24 @@ def test_work_that_cannot_be_recorded(engine: Engine, device: Device) -> None:
     )
     np.testing.assert_array_equal(run(engine, replays, batch_of(engine), noise()), noise())
     replays.close()
+
+
+def test_garbage_does_not_spoil_a_recording(engine: Engine, device: Device) -> None:
+    """A collection in the middle of it could free memory in this thread, which no recording survives."""
+    buffer, seen = device.buffer(64), []
+
+    def work() -> None:
+        before = [found["collections"] for found in gc.get_stats()]
+        engine.stream.fill(buffer.address, 1, 64)
+        _ = [[] for _ in range(20_000)]  # more than any generation's threshold
+        seen.append(before == [found["collections"] for found in gc.get_stats()])
+
+    graph = Graph.capture(device, engine.stream, work)
+    assert seen == [True]
+    with pytest.raises(KeyError):
+        Graph.capture(device, engine.stream, lambda: {}["x"])
+    assert gc.isenabled()
+    graph.close()
 
 
 def test_a_closed_graph_is_refused(engine: Engine, device: Device) -> None:

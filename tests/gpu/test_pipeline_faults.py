@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -124,6 +127,27 @@ def test_nothing_leaks_whatever_fails(pair: Callable[..., Pair], softcuda: Modul
     assert softcuda.live().operations == 0
 
 
+def test_labels_that_failed_are_still_under_way(
+    pair: Callable[..., Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their memory must not be given to the next raster."""
+    both, image = pair(), make_image(64, 64)
+    engine = both.gpu.rows(cols=64)
+    engine.prepare(image, above=0, below=0)
+    decided = engine.segment(both.gpu.tiler.plan(rows=64, cols=64).tile_row(0, stride=4))
+
+    def interrupted(_: Event) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Event, "synchronize", interrupted)
+        decided.labels()
+    assert not engine.quiet
+    assert (decided.labels() == both.cpu(image)).mean() >= 0.999
+    assert engine.quiet
+    engine.close()
+
+
 def test_a_fault_in_a_kernel_ends_it_but_hangs_nothing(
     make_small: Callable[..., Bundle], softcuda: ModuleType
 ) -> None:
@@ -165,3 +189,33 @@ def test_a_missing_synchronisation_shows(
         caught.append(bool(softcuda.faults(clear=True)))
     monkeypatch.undo()
     assert any(caught), f"without the order of '{plant}' everything still looked right"
+
+
+END = """
+import atexit, itertools, sys
+from pathlib import Path
+from tests.softcuda import control
+control.load()
+atexit.register(lambda: print(control.faults(), flush=True))
+import numpy as np
+from hfd_edge.runtime.cuda_pipeline import CudaPipeline
+from hfd_edge.runtime.device import Device
+from hfd_edge.runtime.segmenter import Segmenter
+from hfd_edge.runtime.stream import MaskStream
+from tests.gpu.network import HostNetwork
+from tests.runtime.soak import make_level_bundle
+bundle = make_level_bundle(Path(sys.argv[1]))
+cpu = Segmenter(bundle, backend="onnxruntime", threads=1)
+pipeline = CudaPipeline(HostNetwork(bundle, Device.open()), cpu.pipeline.tiler)
+masks = MaskStream(pipeline, itertools.repeat(np.full((1, 30, 30), 0.1, np.float32)))
+next(masks)
+"""
+
+
+@pytest.mark.usefixtures("softcuda")
+def test_a_program_ends_with_frames_under_way(tmp_path: Path) -> None:
+    """Nobody closes anything: no memory may be freed before the work that uses it is done."""
+    command = [sys.executable, "-c", END, str(tmp_path / "levels.hfd")]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=root)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 from hfd_edge.bundle import Bundle
@@ -61,6 +62,16 @@ def test_kernels_are_sound_for_products_of_all_units(device: Device, units: Unit
     assert "decided otherwise" in found["labels at stride 4"]
 
 
+def test_many_bands_without_a_filter_are_sound(device: Device) -> None:
+    """14 bands do not fit refined Lee's shared memory, but this product does without it."""
+    bands = 14
+    chain = make_manifest().preprocessing
+    chain = replace(
+        chain, speckle="none", clip=chain.clip[:1] * bands, mean=chain.mean[:1] * bands, std=(5.0,) * bands
+    )
+    assert len(checked(device, chain)) == 2 + 7 + 6
+
+
 def test_an_engine_is_checked(bundle: Bundle, softcuda: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     filled = with_engine(bundle, monkeypatch)
     before = softcuda.live()
@@ -88,14 +99,36 @@ def test_an_engine_for_another_gpu_is_not_run_unless_it_was_asked_for(
     assert finding.ok is False and "was built for sm_87" in finding.found
 
 
-def test_an_engine_that_computes_something_else_is_wrong(
+def test_an_engine_that_fails_is_wrong(
     bundle: Bundle, softcuda: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Its sidecar fits this machine, so that it does not run is no reason to leave it out."""
+
+    def fail(self: TensorRTBackend, batch: np.ndarray) -> np.ndarray:
+        raise BackendError("cuStreamSynchronize failed: an illegal memory access was encountered")
+
+    filled = with_engine(bundle, monkeypatch)
+    monkeypatch.setattr(TensorRTBackend, "run", fail)
+    (wrong,) = [finding for finding in run_selftest(filled).findings if finding.ok is False]
+    assert wrong.name == "tensorrt fp32" and "illegal memory access" in wrong.found
+    assert "Send this report" in wrong.fix
+
+
+@pytest.mark.parametrize(("share", "wrong"), [(5e-3, []), (5e-2, ["tensorrt fp32: logits"])])
+def test_an_engine_that_computes_something_else_is_wrong(
+    bundle: Bundle, softcuda: ModuleType, monkeypatch: pytest.MonkeyPatch, share: float, wrong: list[str]
+) -> None:
+    """But it may multiply with 11 bits: TensorRT takes TF32 for FP32 unless it is told not to."""
     filled = with_engine(bundle, monkeypatch)
     run = TensorRTBackend.run
-    monkeypatch.setattr(TensorRTBackend, "run", lambda self, batch: 1.01 * run(self, batch) + 0.1)
-    wrong = [finding.name for finding in run_selftest(filled, backend="tensorrt").findings if not finding.ok]
-    assert wrong == ["tensorrt fp32: logits"]
+
+    def rounded(self: TensorRTBackend, batch: np.ndarray) -> np.ndarray:
+        logits = run(self, batch)
+        return logits + np.float32(share * np.ptp(logits))
+
+    monkeypatch.setattr(TensorRTBackend, "run", rounded)
+    findings = run_selftest(filled, backend="tensorrt").findings
+    assert [finding.name for finding in findings if not finding.ok] == wrong
 
 
 def plant(source: str, right: str, wrong: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,18 +47,24 @@ STORED = [
 ]
 
 
+# Refined Lee has one window.
+FILTERS_AND_WINDOWS = [
+    ("refined_lee", 7),
+    *((name, window_px) for name in (*BOX_FILTERS, "frost") for window_px in (3, 5, 7, 9, 11)),
+]
+
+
 class TestAgainstReference:
-    @pytest.mark.parametrize("name", ["none", *FILTERS])
+    @pytest.mark.parametrize(("name", "window_px"), [("none", 7), *FILTERS_AND_WINDOWS])
     @pytest.mark.parametrize(("dtype", "units"), STORED)
-    def test_every_type_and_filter(self, gpu, dtype, units, name):
+    def test_every_type_filter_and_window(self, gpu, dtype, units, name, window_px):
+        chain = make_chain(units=units, speckle=name, window_px=window_px, nodata=3.0)
         image = stored_as(scene(45, 72), dtype, units)
         image[0, 20:30, 5:30] = 0
         image[1, ::6, ::4] = 0 if image.dtype.kind == "u" else np.nan
         image[1, 40:, 60:] = 3
-        aligned = check(gpu, make_chain(units=units, speckle=name, nodata=3.0), image)
-        assert np.array_equal(
-            check(gpu, make_chain(units=units, speckle=name, nodata=3.0), image, gap=1), aligned
-        )
+        aligned = check(gpu, chain, image)
+        assert np.array_equal(gpu.speckle(chain, image, gap=1)[0], aligned)
 
     @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
     def test_stretched_pixels_keep_their_values_and_their_zeros(self, gpu, dtype):
@@ -67,17 +72,10 @@ class TestAgainstReference:
         image[1, :4] = 7
         check(gpu, make_chain(units="stretched", speckle="none", nodata=7.0), image)
 
-    @pytest.mark.parametrize("window_px", [3, 5, 7, 9, 11])
-    @pytest.mark.parametrize("name", [*BOX_FILTERS, "frost"])
-    def test_every_window(self, gpu, name, window_px):
-        image = scene(43, 70, bands=1)
-        image[0, 10:14, 10:14] = np.nan
-        check(gpu, make_chain(1, speckle=name, window_px=window_px), image)
-
     @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (3, 5), (32, 64), (33, 65), (2, 200), (97, 3)])
-    @pytest.mark.parametrize("name", ["none", "lee", "frost", "refined_lee"])
-    def test_odd_shapes(self, gpu, name, shape):
-        check(gpu, make_chain(speckle=name), scene(*shape))
+    @pytest.mark.parametrize(("name", "window_px"), [("none", 7), *FILTERS_AND_WINDOWS])
+    def test_odd_shapes(self, gpu, name, window_px, shape):
+        check(gpu, make_chain(speckle=name, window_px=window_px), scene(*shape))
 
     @pytest.mark.parametrize("bands", [1, 3, 4, 5, 8])
     @pytest.mark.parametrize("name", ["lee", "refined_lee"])
@@ -86,12 +84,13 @@ class TestAgainstReference:
         image[-1, 4:9, 7:11] = np.nan
         check(gpu, make_chain(bands, speckle=name), image)
 
-    @pytest.mark.parametrize("window_px", [3, 7, 11])
-    @pytest.mark.parametrize("name", ["boxcar", "lee", "kuan"])
+    @pytest.mark.parametrize(("name", "window_px"), FILTERS_AND_WINDOWS)
     def test_bright_targets_beside_dark_water(self, gpu, name, window_px):
         image = scene(40, 64, bands=1)
-        image[0, ::16, ::16] *= 1e6
-        check(gpu, make_chain(1, speckle=name, window_px=window_px), image)
+        image[0, ::16, ::16] = 1e6
+        # Frost's weights are exp(-2 Ci^2 d), with Ci^2 up to 121 here: float32 NumPy is off by 3e-5.
+        tolerance = 4 * 3e-5 if name == "frost" else 1e-5
+        check(gpu, make_chain(1, speckle=name, window_px=window_px), image, tolerance=tolerance)
 
     @pytest.mark.parametrize("name", FILTERS)
     def test_constant_image_is_a_fixed_point(self, gpu, name):
@@ -104,7 +103,7 @@ class TestAgainstReference:
         image[0, 7, 7] += 9
         chain = make_chain(1, speckle="refined_lee")
         pixels, _, _ = gpu.speckle(chain, image)
-        np.testing.assert_allclose(pixels, expected(chain, image, np.float64)[0], atol=1e-5)
+        np.testing.assert_allclose(pixels, expected(chain, image)[0], atol=1e-5)
 
     @pytest.mark.parametrize("name", [*BOX_FILTERS, "frost"])
     def test_many_looks(self, gpu, name):
@@ -129,7 +128,7 @@ class TestAgainstReference:
             ("terramind_s1s2_lulc/sar/*.tif", "sigma0_db", None),
         ],
     )
-    @pytest.mark.parametrize("name", ["none", *BOX_FILTERS, "frost"])
+    @pytest.mark.parametrize("name", ["none", *FILTERS])
     def test_real_images(self, gpu, shared_data: Path, files, units, nodata, name):
         image = read_image(min(shared_data.glob(files)))[:, 90:170, 60:170]
         check(gpu, make_chain(len(image), units=units, speckle=name, nodata=nodata), image)
@@ -258,9 +257,11 @@ class TestHalfPrecision:
 
     def test_conversions_are_numpys_for_every_half(self, gpu, tmp_path, monkeypatch):
         """All halves both ways, the floats halfway between two of them, and those just beside."""
-        for path in kernel_sources.SOURCES.glob("*.cuh"):
-            shutil.copy(path, tmp_path)
-        shutil.copy(Path(__file__).parent / "kernels" / "half.cu", tmp_path)
+        text = (Path(__file__).parent / "kernels" / "half.cu").read_text()
+        text = text.replace(
+            "common.cuh", str(kernel_sources.SOURCES / "common.cuh")
+        )  # no copy: it is counted
+        (tmp_path / "half.cu").write_text(text)
         monkeypatch.setattr(kernel_sources, "SOURCES", tmp_path)
         halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
         known = np.sort(halves[np.isfinite(halves)].astype(np.float32))
@@ -297,7 +298,8 @@ class TestTraffic:
     @pytest.mark.parametrize("half", [False, True])
     @pytest.mark.parametrize("bands", [1, 2, 4])
     @pytest.mark.parametrize(
-        ("dtype", "units"), [("uint8", "amplitude"), ("float32", "intensity"), ("complex64", "complex")]
+        ("dtype", "units"),
+        [("uint8", "amplitude"), ("uint16", "dn"), ("float32", "intensity"), ("complex64", "complex")],
     )
     def test_bytes_of_a_frame(self, gpu, softcuda, dtype, units, bands, half):
         image = stored_as(np.full((bands, 128, 256), 0.1), dtype, units)

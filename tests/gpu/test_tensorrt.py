@@ -173,6 +173,24 @@ def test_graphs_that_cannot_be_recorded(
     softcuda.reset()
 
 
+def test_graphs_without_cuda_bindings(
+    use: Use, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    use("10.3.0")
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", None)
+    backend = TensorRTBackend(filled(bundle, "10.3.0"), NAME)
+    for seed in range(3):
+        batch = tiles(1, seed)
+        np.testing.assert_allclose(backend.run(batch), expected(bundle, batch), atol=1e-6)
+    assert "no CUDA graphs: running an engine as a CUDA graph needs the package" in caplog.text
+    backend.close()
+    insists = TensorRTBackend(filled(bundle, "10.3.0"), NAME, graphs=True)
+    insists.run(tiles(1))
+    with pytest.raises(MissingExtraError, match=r"hfd-edge\[cuda\]"):
+        insists.run(tiles(1))
+    insists.close()
+
+
 def test_streams_take_turns(use: Use, bundle: Bundle) -> None:
     """An engine has one set of activations: the driver reports a race where nothing orders its use."""
     use("10.3.0")
@@ -210,6 +228,26 @@ def test_threads_take_turns(use: Use, bundle: Bundle) -> None:
         thread.join(timeout=60)
     assert right == [True] * 10
     backend.close()
+
+
+def test_closing_while_another_thread_runs(use: Use, bundle: Bundle) -> None:
+    """It gets an error that says so, at whatever point it was."""
+    use("10.3.0")
+    backend = TensorRTBackend(filled(bundle, "10.3.0"), NAME)
+    lock = backend._lock
+
+    class ClosesOnceFree:
+        def __enter__(self) -> None:
+            lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            backend._lock = lock
+            lock.release()
+            backend.close()
+
+    backend._lock = ClosesOnceFree()  # type: ignore[assignment]
+    with pytest.raises(BackendError, match="was freed before it was used|was closed"):
+        backend.run(tiles(1))
 
 
 def half_model() -> bytes:
@@ -509,6 +547,30 @@ class TestChoice:
         assert available_backends() == ("onnxruntime", "tensorrt")
         monkeypatch.setattr(choice, "find_gpu", lambda: None)
         assert available_backends() == ("onnxruntime",)
+
+    def test_a_tensorrt_that_does_not_load(
+        self, use: Use, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:  # fmt: skip
+        use("10.3.0")
+        full = filled(bundle, "10.3.0")
+        (tmp_path / "broken").mkdir()
+        (tmp_path / "broken" / "tensorrt.py").write_text("raise OSError('libnvinfer.so.10: cannot open')")
+        monkeypatch.syspath_prepend(str(tmp_path / "broken"))
+        monkeypatch.delitem(sys.modules, "tensorrt")
+        assert "tensorrt" not in available_backends()
+        open_backend(full).close()
+        assert "chose backend onnxruntime" in caplog.text
+        assert "installed but does not load: libnvinfer.so.10: cannot open" in caplog.text
+
+
+def test_an_engine_runs_on_its_dla_core(use: Use, bundle: Bundle) -> None:
+    """A runtime that is not told runs every engine on core 0."""
+    use("10.3.0")
+    backend = TensorRTBackend(filled(bundle, "10.3.0", options={"plan": {"dla_core": 1}}), NAME)
+    assert backend._loaded is not None and backend._loaded._opened is not None
+    assert backend._loaded._opened.loaded.runtime.DLA_core == 1
+    backend.close()
 
 
 def test_a_stale_engine_never_reaches_tensorrt(use: Use, bundle: Bundle) -> None:

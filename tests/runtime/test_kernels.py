@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from hfd_edge.errors import BackendError
+from hfd_edge.errors import BackendError, StorageError
 from hfd_edge.runtime import compilers, kernels
 from hfd_edge.runtime.compilers import Nvcc, Nvrtc, Source, write_fatbins
 from hfd_edge.runtime.kernels import Kernels, kernel_image, packaged_kernels
@@ -133,6 +133,19 @@ def test_a_cache_that_cannot_be_written_is_only_reported(
     assert "the compiled kernels are not kept, so each start compiles them again: Could not" in caplog.text
 
 
+def test_a_user_without_a_home(
+    sources: Path, nvcc: Nvcc, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A container's user that no passwd file knows, started without HOME."""
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home directory")))
+    monkeypatch.setattr(
+        kernels, "write_bytes", lambda path, _: (_ for _ in ()).throw(StorageError(str(path)))
+    )
+    assert kernel_image("toy", 87).way == nvcc.version
+    assert "the compiled kernels are not kept" in caplog.text
+
+
 def test_an_old_gpu_is_compiled_for_by_its_own_toolkit(
     sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +171,9 @@ def test_nvcc_outside_of_path(
     monkeypatch.delenv("CUDA_HOME")
     monkeypatch.setattr(compilers, "_USUAL_NVCC", str(path))
     assert Nvcc.find().path == path and Nvcc.find().version == "nvcc 10.2.300"
+    from hfd_edge.cli import checks
+
+    assert checks._toolkit() == checks.Check("CUDA toolkit", True, f"{path}, nvcc 10.2.300")
 
 
 def test_every_way_is_named_when_none_works(

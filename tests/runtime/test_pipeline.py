@@ -5,13 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hfd_edge.bundle import Bundle
-from hfd_edge.errors import BackendError, RadiometryError
+from hfd_edge.errors import BackendError, RadiometryError, StorageError
+from hfd_edge.raster.image import write_image
 from hfd_edge.runtime.pipeline import CpuPipeline
+from hfd_edge.runtime.rows import CpuRows
 from hfd_edge.runtime.segmenter import Segmenter
 from hfd_edge.runtime.swath import SwathSegmenter
 
@@ -61,6 +64,28 @@ def test_a_submitted_image_may_change(make_bundle: MakeBundle, make_image: Make)
 def test_a_list_is_an_image(make_bundle: MakeBundle) -> None:
     with Segmenter(make_bundle(), threads=1) as segment:
         assert segment([[[0.1]], [[0.2]]]).shape == (1, 1)  # type: ignore[arg-type]
+
+
+def test_a_mask_that_cannot_be_made_leaves_no_engine(
+    tmp_path: Path, make_bundle: MakeBundle, make_image: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU an engine of rows holds hundreds of megabytes."""
+    opened: list[CpuRows] = []
+    make_rows = CpuPipeline.rows
+
+    def rows(pipeline: CpuPipeline, *, cols: int) -> CpuRows:
+        opened.append(engine := make_rows(pipeline, cols=cols))
+        monkeypatch.setattr(engine, "close", lambda: opened.remove(engine))
+        return engine
+
+    monkeypatch.setattr(CpuPipeline, "rows", rows)
+    write_image(tmp_path / "s.tif", make_image(70, 80))
+    with Segmenter(make_bundle(), threads=1) as segment:
+        with pytest.raises(StorageError):
+            segment.scene(tmp_path / "s.tif", tmp_path / "s.tif" / "m.tif")
+        assert opened == []
+        segment.scene(tmp_path / "s.tif", tmp_path / "m.tif")
+        assert opened == []
 
 
 def work(segment: Segmenter, image: np.ndarray, start: threading.Barrier) -> list[np.ndarray]:

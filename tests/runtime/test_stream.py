@@ -419,20 +419,38 @@ def test_closing_from_the_source_loses_no_count() -> None:
 
 
 END = """
-import itertools, sys
+import itertools, sys, time
 import numpy as np
 import hfd_edge as hfd
 segment = hfd.Segmenter(hfd.Bundle.open(sys.argv[1]), backend="onnxruntime", threads=1)
-stream = segment.stream(itertools.repeat(np.full((2, 400, 400), 0.1, np.float32)))
+stream = segment.stream(itertools.repeat(np.full((2, 100, 100), 0.1, np.float32)))
 next(stream)
+time.sleep(0.1)  # the next frame is in hand
 print("leaving", flush=True)
+"""
+# What frees a device's memory at the end is registered before the first frame, as here.
+SLOW = """
+import atexit, time
+from hfd_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
+run, busy = OnnxRuntimeBackend.run, []
+def slowly(backend, batch):
+    busy.append(1)
+    time.sleep(0.5)
+    logits = run(backend, batch)
+    busy.pop()
+    return logits
+OnnxRuntimeBackend.run = slowly
+atexit.register(lambda: print("busy" if busy else "idle", flush=True))
 """
 
 
-def test_a_program_ends_in_the_middle_of_a_stream(make_bundle: Callable[..., Bundle]) -> None:
-    command = [sys.executable, "-c", END, str(make_bundle().path)]
+@pytest.mark.parametrize(("before", "output"), [("", "leaving\n"), (SLOW, "leaving\nidle\n")])
+def test_a_program_ends_in_the_middle_of_a_stream(
+    make_bundle: Callable[..., Bundle], before: str, output: str
+) -> None:
+    command = [sys.executable, "-c", before + END, str(make_bundle().path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=50)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "leaving\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, output, "")
 
 
 @pytest.mark.parametrize(

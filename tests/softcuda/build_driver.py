@@ -6,13 +6,14 @@ import fcntl
 import hashlib
 import os
 import re
+import shutil
 import subprocess
-import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -20,8 +21,11 @@ _FLAGS = ["-std=c++17", "-O2", "-g1", "-fPIC", "-pthread", "-Wall", "-Wextra"]
 _LINK = ["-shared", "-pthread", "-Wl,-soname,libcuda.so.1", "-ldl"]
 
 
+_OLDEST_HEADERS = 12000  # CUDA_VERSION
+
+
 def cuda_headers() -> Path | None:
-    """Folder with cuda.h: of a toolkit, or of the wheels that torch brings."""
+    """Folder with cuda.h of CUDA 12 or newer: of a toolkit, or of the wheels that torch brings."""
     packages = Path(sysconfig.get_paths()["purelib"]) / "nvidia"
     roots = [
         Path(os.environ[name]) / "include" for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)
@@ -30,8 +34,29 @@ def cuda_headers() -> Path | None:
         Path("/usr/local/cuda/include"),
         *sorted(Path("/usr/local").glob("cuda-*/include"), reverse=True),
     ]
-    roots += [*packages.glob("cu1*/include"), packages / "cuda_runtime" / "include"]
-    return next((root for root in roots if (root / "cuda.h").is_file()), None)
+    roots += [*packages.glob("cu1*/include"), packages / "cuda_runtime" / "include", Path("/usr/include")]
+    return next((root for root in roots if _usable(root)), None)
+
+
+def _usable(include: Path) -> bool:
+    if not ((include / "cuda.h").is_file() and (include / "cudaTypedefs.h").is_file()):
+        return False
+    version = re.search(r"#define\s+CUDA_VERSION\s+(\d+)", (include / "cuda.h").read_text(errors="replace"))
+    return version is not None and int(version[1]) >= _OLDEST_HEADERS
+
+
+def why_not() -> str | None:
+    """What keeps the driver from being built here; None if nothing does."""
+    if cuda_headers() is None:
+        return "no cuda.h of CUDA 12 or newer: neither a CUDA toolkit nor NVIDIA's wheels are installed"
+    return "no g++" if shutil.which("g++") is None else None
+
+
+def missing() -> str | None:
+    """What the suites need to run on the emulated driver and is not here; None if all is."""
+    if find_spec("pycuda") is None:
+        return "PyCUDA is not installed; make test builds it where CUDA's headers are"
+    return why_not()
 
 
 def build() -> Path:
@@ -41,46 +66,40 @@ def build() -> Path:
         FileNotFoundError: No cuda.h, or no g++.
         subprocess.CalledProcessError: It does not compile.
     """
+    if reason := why_not():
+        raise FileNotFoundError(f"the emulated driver cannot be built: {reason}")
     include = cuda_headers()
-    if include is None:
-        raise FileNotFoundError(
-            "cuda.h is missing: install a CUDA toolkit, or pip install nvidia-cuda-runtime"
-        )
+    assert include is not None
     sources = sorted((HERE / "driver").glob("*.cpp"))
     digest = hashlib.sha256()
-    for path in (
-        *sources,
-        HERE / "driver" / "core.h",
-        HERE / "runtime.h",
-        Path(__file__),
-        include / "cuda.h",
-    ):
+    headers = [HERE / "driver" / "core.h", HERE / "runtime.h", include / "cuda.h", include / "cudaTypedefs.h"]
+    for path in (*sources, *headers, Path(__file__)):
         digest.update(path.read_bytes())
-    cache = _cache()
-    out = cache / f"driver-{digest.hexdigest()[:16]}" / "libcuda.so.1"
-    with _one_at_a_time(cache / "lock"):
+    with locked(cache_folder() / f"driver-{digest.hexdigest()[:16]}") as folder:
+        out = folder / "libcuda.so.1"
         if not out.is_file():
             _compile(sources, include, out)
     return out
 
 
-def _cache() -> Path:
-    folder = Path(sys.prefix) / "softcuda"
-    if not os.access(sys.prefix, os.W_OK):
-        folder = Path(tempfile.gettempdir()) / f"softcuda-{os.getuid()}"
-    folder.mkdir(exist_ok=True)
-    return folder
+def cache_folder() -> Path:
+    """Return where compiled drivers and kernels are kept: in .venv, or else in the temporary folder."""
+    venv = (HERE.parent.parent / ".venv").resolve()
+    if os.access(venv, os.W_OK):
+        return venv / "softcuda"
+    return Path(tempfile.gettempdir()) / f"softcuda-{os.getuid()}"
 
 
 @contextmanager
-def _one_at_a_time(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def locked(folder: Path) -> Iterator[Path]:
+    """Make a folder that one process at a time works in."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
 
 
 def _compile(sources: list[Path], include: Path, out: Path) -> None:
-    out.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         rest = Path(folder) / "rest.cpp"
         rest.write_text(_generated(include))

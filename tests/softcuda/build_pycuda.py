@@ -1,23 +1,24 @@
 """Build PyCUDA into this environment, where CUDA's headers are: it has no wheels, and no GPU is needed.
 
-`make unit` runs it once, so that the default tests can run the GPU code on the emulated driver. The extension
-is linked to that driver by the name that a real one has, so the same build works on a machine with a GPU.
+`make unit` runs it, so that the default tests can run the GPU code on the emulated driver. The extension is
+linked to that driver by the name that a real one has, so the same build works on a machine with a GPU.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
 from pathlib import Path
 
-from build_driver import build, cuda_headers
+import build_driver
 
 PYCUDA = "pycuda==2026.1"
+FAILED = Path(sys.prefix) / ".pycuda-failed"  # a build that failed is not tried at every call
 # cudaProfiler.h is in a wheel of its own, which nothing brings; PyCUDA takes three calls from it.
 _PROFILER = """#include <cuda.h>
 extern "C" {
@@ -31,13 +32,11 @@ CUresult CUDAAPI cuProfilerStop(void);
 
 def why_not() -> str | None:
     """What keeps PyCUDA from being built here; None if nothing does."""
-    if cuda_headers() is None:
-        return "no cuda.h: neither a CUDA toolkit nor NVIDIA's wheels are installed"
-    if shutil.which("g++") is None:
-        return "no g++"
+    if reason := build_driver.why_not():
+        return reason
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
         return "Python has no headers"
-    return None
+    return f"it failed before; delete {FAILED} to try again" if FAILED.exists() else None
 
 
 def wheel(folder: Path) -> Path:
@@ -46,10 +45,10 @@ def wheel(folder: Path) -> Path:
     Raises:
         subprocess.CalledProcessError: It does not build; its output says why.
     """
-    include = cuda_headers()
+    include = build_driver.cuda_headers()
     assert include is not None
     (folder / "lib").mkdir()
-    (folder / "lib" / "libcuda.so").symlink_to(build())
+    (folder / "lib" / "libcuda.so").symlink_to(build_driver.build())
     (folder / "include").mkdir()
     if not (include / "cudaProfiler.h").is_file():
         (folder / "include" / "cudaProfiler.h").write_text(_PROFILER)
@@ -95,12 +94,13 @@ def main() -> None:
     print("Building PyCUDA for the tests on the emulated GPU (a minute and a half, once)", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            made = wheel(Path(folder))
+            install = [sys.executable, "-m", "pip", "install", "--quiet", str(wheel(Path(folder)))]
+            subprocess.run(install, check=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         except subprocess.CalledProcessError as error:
-            print("\n".join(error.output.splitlines()[-20:]))
+            with contextlib.suppress(OSError):  # where nothing can be written, it is tried again
+                FAILED.touch()
+            print("\n".join((error.output or "").splitlines()[-20:]))
             print("PyCUDA does not build here; the tests on the emulated GPU are skipped.")
-            return
-        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", str(made)], check=True)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,18 +58,38 @@ class Live:
 
 
 @cache
-def load() -> ctypes.CDLL:
-    """Build the driver if need be and make it the process's libcuda; nvcc becomes the emulation's, too.
-
-    Must come before anything that opens the driver: PyCUDA, cuda-bindings, hfd_edge.gpu.
-    """
+def _builder() -> Any:
+    """build_driver.py, which is a script, too."""
     from importlib.util import module_from_spec, spec_from_file_location
 
     spec = spec_from_file_location("softcuda_build_driver", HERE / "build_driver.py")
     assert spec is not None and spec.loader is not None
-    build = module_from_spec(spec)
-    spec.loader.exec_module(build)
-    library = ctypes.CDLL(str(build.build()), mode=ctypes.RTLD_GLOBAL)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def missing() -> str | None:
+    """What the suites need to run on the emulated driver and is not here; None if all is."""
+    reason: str | None = _builder().missing()
+    return reason
+
+
+@cache
+def load() -> ctypes.CDLL:
+    """Build the driver if need be and make it the process's libcuda; nvcc becomes the emulation's, too.
+
+    Must come before anything that opens the driver: PyCUDA, cuda-bindings, hfd_edge.gpu.
+
+    Raises:
+        RuntimeError: Something opened a real driver before.
+    """
+    library = ctypes.CDLL(str(_builder().build()), mode=ctypes.RTLD_GLOBAL)
+    if not hasattr(ctypes.CDLL("libcuda.so.1"), "softcuda_set"):
+        raise RuntimeError(
+            "A real CUDA driver was opened before the emulated one. Run only tests/gpu and tests/softcuda "
+            f"with {SWITCH}=1."
+        )
     library.softcuda_faults.restype = ctypes.c_char_p
     library.softcuda_calls.restype = ctypes.c_uint64
     library.softcuda_set.argtypes = [ctypes.c_char_p, ctypes.c_double]
@@ -81,6 +102,7 @@ def load() -> ctypes.CDLL:
     ]
     library.softcuda_touch.argtypes = [ctypes.c_uint64, ctypes.c_uint64, ctypes.c_int]
     os.environ["PATH"] = f"{HERE / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    os.environ["SOFTCUDA_PYTHON"] = sys.executable  # the stand-in for nvcc needs a Python as new
     return library
 
 
@@ -116,7 +138,7 @@ def configure(**settings: float) -> None:
 
 
 def become(name: str) -> None:
-    """Be "desktop" (sm_86, 8 GiB of its own) or "orin" (sm_87, integrated, shared memory of 64 GiB)."""
+    """Be "desktop" (sm_86, 8 GiB of its own) or "orin" (sm_87, integrated)."""
     if name == "orin":
         load().softcuda_name(b"Emulated Orin (sm_87)")
         configure(capability=87, integrated=1, multiprocessors=16, shared_optin=163 * 1024)

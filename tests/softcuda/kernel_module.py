@@ -14,23 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from .control import CHECK_GLOBAL, CHECK_SHARED, Counters
+
 HERE = Path(__file__).resolve().parent
 NVCC = HERE / "bin" / "nvcc"
 ABI = 1
-CHECK_GLOBAL, CHECK_SHARED = 1, 2
 OK, UNMAPPED = 0, 2
-
-_COUNTERS = (
-    "launches blocks threads barriers loads load_bytes stores store_bytes atomics load_sectors store_sectors"
-    " shared_loads shared_stores"
-).split()
-
-
-class Counters(ctypes.Structure):
-    """SoftcudaCounters of runtime.h."""
-
-    _fields_ = [(name, ctypes.c_uint64) for name in _COUNTERS]
-
 
 _CHECK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int)
 _WHERE = ctypes.CFUNCTYPE(ctypes.c_char_p)

@@ -6,13 +6,11 @@ environment:
 
 SOFTCUDA_CACHE: folder of compiled modules (default: in .venv, or else the temporary folder).
 SOFTCUDA_CHECKS: 0 compiles without the hooks: faster, finds nothing, counts nothing.
-SOFTCUDA_GCOV: 1 compiles for gcov; notes and counts lie beside the module in the cache.
+SOFTCUDA_GCOV: folder whose sources are compiled for gcov; notes and counts lie beside the module.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import os
 import platform
@@ -20,10 +18,10 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
+
+from build_driver import cache_folder, locked
 
 HERE = Path(__file__).resolve().parent
 KERNELS = HERE / "kernels"
@@ -143,6 +141,8 @@ def translate(source: Path, capability: int, passed: list[str]) -> str:
     """Return the preprocessed source with CUDA's syntax replaced and a table of its kernels at the end."""
     language = ["-E", "-x", "c++", "-std=c++14", "-D__CUDACC__", f"-D__CUDA_ARCH__={capability * 10}"]
     text = gxx(*language, *passed, "-include", KERNELS / "cuda_dialect.h", source.resolve())
+    if not counted(text):  # copies of a source are one module, wherever they lie
+        text = text.replace(f'"{source.resolve().parent}/', '"')
     head, end, body = text.partition("struct softcuda_end_of_dialect;")
     table = ""
     for kernel in _KERNEL.finditer(body):
@@ -160,17 +160,19 @@ def translate(source: Path, capability: int, passed: list[str]) -> str:
     )
 
 
-def cache_folder() -> Path:
+def modules_folder() -> Path:
     """Return where compiled modules are kept."""
-    if chosen := os.environ.get("SOFTCUDA_CACHE"):
-        return Path(chosen)
-    venv = HERE.parent.parent / ".venv"
-    if os.access(venv, os.W_OK):
-        return venv / "softcuda" / "kernels"
-    return Path(tempfile.gettempdir()) / f"softcuda-{os.getuid()}" / "kernels"
+    chosen = os.environ.get("SOFTCUDA_CACHE")
+    return Path(chosen) if chosen else cache_folder() / "kernels"
 
 
-def flags() -> list[str]:
+def counted(text: str) -> bool:
+    """Whether gcov shall count a preprocessed source: it, or what it includes, lies in the folder."""
+    chosen = os.environ.get("SOFTCUDA_GCOV")
+    return bool(chosen) and f'"{Path(chosen).resolve()}/' in text
+
+
+def flags(*, gcov: bool) -> list[str]:
     """Return g++'s options for a kernel."""
     chosen = list(_LANGUAGE)
     if int(gxx("-dumpversion").split(".")[0]) >= 12:
@@ -180,7 +182,7 @@ def flags() -> list[str]:
         chosen.append("-mfma")  # an explicit fmaf as one instruction
     if os.environ.get("SOFTCUDA_CHECKS", "1") != "0":
         chosen += _HOOKS
-    if os.environ.get("SOFTCUDA_GCOV", "0") not in ("", "0"):
+    if gcov:
         # As atomics, the counters of lines are no loads and stores of the kernel.
         return [*chosen, "-O1", "--coverage", "-fprofile-update=atomic"]
     return [*chosen, "-O2"]
@@ -194,18 +196,9 @@ def identity(options: list[str]) -> str:
     return key.hexdigest()
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[Path]:
-    """Make a folder that one process at a time works in."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield folder
-
-
 def executor() -> Path:
     """Compile what runs the kernels, the same for all of them, unless it is in the cache."""
-    with locked(cache_folder() / f"executor-{identity([])[:24]}") as folder:
+    with locked(modules_folder() / f"executor-{identity([])[:24]}") as folder:
         made = folder / "executor.o"
         if not made.exists():
             language = ["-std=c++17", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
@@ -217,7 +210,7 @@ def executor() -> Path:
 def build(text: str, options: list[str]) -> Path:
     """Compile a translated source into the cache, unless it is there."""
     key = hashlib.sha256((identity(options) + text).encode()).hexdigest()
-    with locked(cache_folder() / key[:24]) as folder:
+    with locked(modules_folder() / key[:24]) as folder:
         module = folder / "module.so"
         if not module.exists():
             image = f'const char softcuda_image[] = "{module}";'  # for addr2line
@@ -235,12 +228,14 @@ def build(text: str, options: list[str]) -> Path:
 def main(arguments: list[str]) -> None:
     """Compile as nvcc would."""
     if "--version" in arguments or "-V" in arguments:
-        sys.stdout.write(VERSION.format(identity=identity(flags())[:16]))
+        options = flags(gcov=bool(os.environ.get("SOFTCUDA_GCOV")))
+        sys.stdout.write(VERSION.format(identity=identity(options)[:16]))
     elif "--list-gpu-code" in arguments:
         sys.stdout.write("".join(f"sm_{capability}\n" for capability in CAPABILITIES))
     else:
         source, output, capability, passed = parse(arguments)
-        shutil.copyfile(build(translate(source, capability, passed), flags()), output)
+        text = translate(source, capability, passed)
+        shutil.copyfile(build(text, flags(gcov=counted(text))), output)
 
 
 if __name__ == "__main__":

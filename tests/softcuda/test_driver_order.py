@@ -36,6 +36,19 @@ def test_staging_memory_may_be_the_source_and_the_target_of_queued_copies(gpu: A
     np.testing.assert_array_equal(staging, np.arange(N) * 3)
 
 
+def test_what_a_waiting_host_function_may_read_is_not_poisoned(gpu: Any) -> None:
+    """A later copy to the same memory changes nothing before its turn."""
+    stream, memory, staging = gpu.cuda.Stream(), on_device(gpu, np.arange(N)), pinned(gpu, np.zeros(N))
+    copied, seen = gpu.cuda.Event(), []
+    gpu.cuda.memcpy_dtoh_async(staging, memory, stream)
+    copied.record(stream)
+    host_function(stream, lambda: seen.append(staging.copy()))
+    copied.synchronize()
+    gpu.cuda.memcpy_dtoh_async(staging, memory, stream)
+    stream.synchronize()
+    np.testing.assert_array_equal(seen[0], np.arange(N))
+
+
 def test_pinned_memory_is_copied_late_and_pageable_memory_at_once(gpu: Any) -> None:
     stream = gpu.cuda.Stream()
     for late, source in ((True, pinned(gpu, np.ones(N))), (False, np.ones(N, np.float32))):

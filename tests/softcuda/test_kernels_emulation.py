@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from .kernel_module import NVCC, KernelModule, compile_kernel
+from .test_suite import kernel_lines
 
 pytestmark = [
     pytest.mark.gpu,
@@ -339,7 +340,7 @@ def nvcc(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
 
 
 def test_version_names_the_release_and_changes_with_the_settings() -> None:
-    plain, gcov = (nvcc("--version", SOFTCUDA_GCOV=value).stdout for value in "01")
+    plain, gcov = (nvcc("--version", SOFTCUDA_GCOV=value).stdout for value in ("", "kernels"))
     assert "release 13.0, V13.0.88" in plain
     assert plain != gcov
 
@@ -387,11 +388,11 @@ def test_second_compilation_comes_from_the_cache(tmp_path: Path, monkeypatch: py
 
 def test_lines_are_counted_for_gcov(tmp_path: Path) -> None:
     program = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "import numpy as np\nfrom pathlib import Path\nfrom kernel_module import KernelModule\n"
+        "import sys\nimport numpy as np\nfrom pathlib import Path\n"
+        "from tests.softcuda.kernel_module import KernelModule\n"
         "out = np.zeros(64, np.uint32)\n"
         "args = np.array((out.ctypes.data,), [('o', 'u8')])[()]\n"
-        "KernelModule(Path(sys.argv[2])).launch('k', (1,), (32,), args)\n"
+        "KernelModule(Path(sys.argv[1])).launch('k', (1,), (32,), args)\n"
     )
     source = tmp_path / "k.cu"
     source.write_text(
@@ -403,16 +404,26 @@ def test_lines_are_counted_for_gcov(tmp_path: Path) -> None:
     )
     environment: dict[str, Any] = {
         **os.environ,
-        "SOFTCUDA_GCOV": "1",
+        "SOFTCUDA_GCOV": str(tmp_path),
         "SOFTCUDA_CACHE": str(tmp_path / "cache"),
+        "GCOV_PREFIX": str(tmp_path / "counts"),
     }
-    here = str(Path(__file__).parent)
-    subprocess.run([sys.executable, "-c", program, here, str(source)], check=True, env=environment)
-    (counts,) = (tmp_path / "cache").glob("*/kernel.gcda")
-    subprocess.run(["gcov", counts.name], check=True, cwd=counts.parent, capture_output=True)
-    lines = (counts.parent / "k.cu.gcov").read_text().splitlines()
-    assert any(re.match(r"\s+32\*?:\s+4:", line) for line in lines), lines
-    assert any(re.match(r"\s+#####:\s+3:", line) for line in lines), lines
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", program, str(source)], check=True, env=environment, cwd=root)
+    lines = kernel_lines(tmp_path / "counts")[source]
+    assert (lines[3], lines[4]) == (0, 32)
+
+
+def test_copies_of_a_source_are_one_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests that plant faults copy all kernels into new folders again and again."""
+    monkeypatch.setenv("SOFTCUDA_CACHE", str(tmp_path / "cache"))
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "h.cuh").write_text("constexpr int VALUE = 3;\n")
+        source = tmp_path / name / "k.cu"
+        source.write_text('#include "h.cuh"\nextern "C" __global__ void k(int* out) { *out = VALUE; }\n')
+        compile_kernel(source)
+    assert len(list((tmp_path / "cache").glob("*/module.so"))) == 1
 
 
 def test_without_checks_nothing_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.skipif(control.wanted(), reason="starts the emulated su
 # What runs only with a driver, and so only here.
 HOST = (
     "device",
+    "resources",
     "external",
     "mapped",
     "transfer",
@@ -30,7 +31,8 @@ HOST = (
     "graphs",
     "launch*",
     "cuda_*",
-    "backends/tensorrt*",
+    "backends/tensorrt",
+    "backends/rtx_cache",
 )
 LEAST = 0.95
 MINUTES = 15
@@ -38,9 +40,25 @@ MINUTES = 15
 
 def missing() -> str | None:
     """What the emulated suites need and is not here."""
-    if find_spec("pycuda") is None:
-        return "PyCUDA is not installed; make test builds it where CUDA's headers are"
-    return next((f"no {tool}" for tool in ("g++", "gcov") if shutil.which(tool) is None), None)
+    if reason := control.missing():
+        return reason
+    if find_spec("cuda") is None or find_spec("cuda.bindings") is None:
+        return "cuda-bindings are not installed"
+    return "no gcov" if shutil.which("gcov") is None else None
+
+
+def clean_environment(cache: Path, **settings: str) -> dict[str, str]:
+    """The environment of a test run of its own: this run's options are not for it, and it keeps nothing."""
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV_"))
+    }
+    return {
+        **inherited,
+        "XDG_CACHE_HOME": str(cache),
+        "OMP_NUM_THREADS": "1",
+        control.SWITCH: "1",
+        **settings,
+    }
 
 
 def _run(command: list[str], cwd: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
@@ -51,34 +69,36 @@ def _run(command: list[str], cwd: Path, environment: dict[str, str]) -> subproce
 
 def _host_coverage(root: Path, report: Path) -> dict[str, float]:
     files = json.loads(report.read_text())["files"]
-    chosen = [path for name in HOST for path in (root / "hfd_edge" / "runtime").glob(f"{name}.py")]
-    assert chosen
-    seen = {str(path.relative_to(root)): files.get(str(path.relative_to(root))) for path in chosen}
-    return {name: entry["summary"]["percent_covered"] / 100 if entry else 0.0 for name, entry in seen.items()}
+    reached = {}
+    for pattern in HOST:
+        chosen = sorted((root / "hfd_edge" / "runtime").glob(f"{pattern}.py"))
+        assert chosen, f"no module {pattern} any more"
+        for name in (str(path.relative_to(root)) for path in chosen):
+            reached[name] = files[name]["summary"]["percent_covered"] / 100 if name in files else 0.0
+    return reached
 
 
-def _kernel_lines(cache: Path) -> dict[str, dict[int, int]]:
+def kernel_lines(counted: Path) -> dict[Path, dict[int, int]]:
     """How often each line of each kernel source ran, over all modules that were compiled from it."""
-    lines: dict[str, dict[int, int]] = {}
-    for counts in cache.rglob("*.gcda"):
-        answer = subprocess.run(
-            ["gcov", "--json-format", "--stdout", str(counts)],
-            cwd=counts.parent,
-            text=True,
-            capture_output=True,
-        )
-        for file in json.loads(answer.stdout)["files"] if answer.stdout.strip() else []:
-            known = lines.setdefault(Path(file["file"]).name, {})
+    lines: dict[Path, dict[int, int]] = {}
+    for counts in counted.rglob("*.gcda"):
+        # gcov wants its notes beside the counts; they are where the module was compiled.
+        notes = counts.with_suffix(".gcno")
+        notes.symlink_to(Path("/") / notes.relative_to(counted))
+        command = ["gcov", "--json-format", "--stdout", str(counts)]
+        answer = subprocess.run(command, cwd=counts.parent, text=True, capture_output=True, check=True)
+        for file in json.loads(answer.stdout)["files"]:
+            known = lines.setdefault(Path(file["file"]), {})
             for line in file["lines"]:
                 known[line["line_number"]] = known.get(line["line_number"], 0) + line["count"]
     return lines
 
 
-def _kernel_coverage(root: Path, cache: Path) -> dict[str, float]:
-    lines = _kernel_lines(cache)
+def _kernel_coverage(kernels: Path, counted: Path) -> dict[str, float]:
+    lines = kernel_lines(counted)
     found = {}
-    for path in sorted((root / "hfd_edge" / "sar" / "kernels").glob("*.cu*")):
-        known = lines.get(path.name, {})
+    for path in sorted(kernels.glob("*.cu*")):
+        known = lines.get(path, {})
         found[path.name] = sum(count > 0 for count in known.values()) / len(known) if known else 0.0
     assert found
     return found
@@ -89,19 +109,13 @@ def test_the_gpu_suites_pass_on_the_emulated_driver_and_reach_every_line(root: P
     reason = missing()
     if reason:
         pytest.skip(reason)
-    # Compiled kernels are kept for the next run; the counts of this one begin at zero.
-    cache = Path(sys.prefix) / "softcuda" / "counted"
-    for counts in cache.rglob("*.gcda"):
-        counts.unlink()
-    environment = {
-        **os.environ,
-        control.SWITCH: "1",
-        "SOFTCUDA_GCOV": "1",
-        "SOFTCUDA_CACHE": str(cache),
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
-        "COVERAGE_FILE": str(tmp_path / ".coverage"),
-        "OMP_NUM_THREADS": "1",
-    }
+    kernels, counted = root / "hfd_edge" / "sar" / "kernels", tmp_path / "counted"
+    environment = clean_environment(
+        tmp_path / "cache",
+        SOFTCUDA_GCOV=str(kernels),
+        GCOV_PREFIX=str(counted),  # compiled kernels are kept for the next run, their counts are this run's
+        COVERAGE_FILE=str(tmp_path / ".coverage"),
+    )
     coverage = [sys.executable, "-m", "coverage"]
     suites = ["-m", "pytest", "-q", "-m", "gpu and not slow and not hardware", "tests/gpu", "tests/softcuda"]
     ran = _run([*coverage, "run", "--include=hfd_edge/runtime/*", *suites], root, environment)
@@ -110,6 +124,6 @@ def test_the_gpu_suites_pass_on_the_emulated_driver_and_reach_every_line(root: P
     report = tmp_path / "lines.json"
     written = _run([*coverage, "json", "-o", str(report)], root, environment)
     assert written.returncode == 0, written.stdout + written.stderr
-    reached = {**_host_coverage(root, report), **_kernel_coverage(root, cache)}
+    reached = {**_host_coverage(root, report), **_kernel_coverage(kernels, counted)}
     short = {name: f"{part:.1%}" for name, part in reached.items() if part < LEAST}
     assert not short, f"less than {LEAST:.0%} of their lines run on the emulated driver: {short}"

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 from hfd_edge.bundle import Bundle
 from hfd_edge.engine_record import EngineRecord, read_engine_record
-from hfd_edge.errors import HfdEdgeError, MissingExtraError, require
+from hfd_edge.errors import HfdEdgeError, require
 from hfd_edge.gpu import find_gpu
 from hfd_edge.runtime.backends import Backend
 from hfd_edge.runtime.engines import verify_engine
@@ -31,7 +31,7 @@ def gpu_backends() -> tuple[str, ...]:
         try:
             require("pycuda.driver", extra="cuda", purpose="the GPU runtime")
             load_tensorrt(flavour, purpose="running an engine")
-        except MissingExtraError:
+        except HfdEdgeError:
             continue
         here.append(flavour)
     # Its import brings torch, and fails without a GPU: only looked for.

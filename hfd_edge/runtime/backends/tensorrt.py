@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfd_edge.bundle import Bundle, Manifest
-from hfd_edge.errors import BackendError
+from hfd_edge.errors import BackendError, MissingExtraError
 from hfd_edge.runtime.backends.rtx_cache import RuntimeCache
 from hfd_edge.runtime.device import Device, Stream
 from hfd_edge.runtime.engines import OpenedEngine, open_engine
@@ -156,7 +156,8 @@ class TensorRTBackend:
                 )
             if self._staging is None:
                 self._staging = Staging(self.device, self.ports)
-        return self._staging.run(batch, self.enqueue)
+            staging = self._staging  # not read again: `close` may come meanwhile
+        return staging.run(batch, self.enqueue)
 
     def close(self) -> None:
         """Keep what RTX compiled, and free the engine; more than once is allowed."""
@@ -229,7 +230,7 @@ class _Loaded:
             try:
                 self._replays.enqueue(batch, stream)
                 return
-            except BackendError as error:
+            except (BackendError, MissingExtraError) as error:
                 if self._insist:
                     raise
                 stream.synchronize()  # a fault of the GPU is not one of graphs: it comes up here again

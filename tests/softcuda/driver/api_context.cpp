@@ -189,11 +189,6 @@ CUresult cuDeviceGetName(char* name, int bytes, CUdevice) {
   return CUDA_SUCCESS;
 }
 
-CUresult cuDeviceGetUuid_v2(CUuuid* uuid, CUdevice) {
-  return std::memset(uuid, 0x5c, sizeof *uuid), CUDA_SUCCESS;
-}
-CUresult cuDeviceGetUuid(CUuuid* uuid, CUdevice device) { return cuDeviceGetUuid_v2(uuid, device); }
-
 CUresult cuDeviceTotalMem_v2(size_t* bytes, CUdevice) {
   ENTER_ANYWHERE(cuDeviceTotalMem)
   *bytes = state().settings.total_bytes;
@@ -245,24 +240,16 @@ CUresult cuDevicePrimaryCtxRelease_v2(CUdevice) {
   return CUDA_SUCCESS;
 }
 
-CUresult cuDevicePrimaryCtxGetState(CUdevice, unsigned* flags, int* active) {
-  ENTER_ANYWHERE(cuDevicePrimaryCtxGetState)
-  *flags = 0;
-  *active = static_cast<int>(state().contexts.count(state().primary));
-  return CUDA_SUCCESS;
-}
-
-CUresult cuDevicePrimaryCtxSetFlags_v2(CUdevice, unsigned) { return CUDA_SUCCESS; }
-
 CUresult cuCtxCreate_v2(CUcontext* out, unsigned, CUdevice device) {
   ENTER_ANYWHERE(cuCtxCreate)
   return create_context(out, static_cast<unsigned>(device));
 }
 
+#if CUDA_VERSION >= 12050
 CUresult cuCtxCreate_v4(CUcontext* out, CUctxCreateParams*, unsigned, CUdevice device) {
-  ENTER_ANYWHERE(cuCtxCreate)
-  return create_context(out, static_cast<unsigned>(device));
+  return cuCtxCreate_v2(out, 0, device);
 }
+#endif
 
 CUresult cuCtxDestroy_v2(CUcontext context) {
   ENTER_ANYWHERE(cuCtxDestroy)
@@ -292,15 +279,6 @@ CUresult cuCtxPopCurrent_v2(CUcontext* context) {
   return CUDA_SUCCESS;
 }
 
-CUresult cuCtxSetCurrent(CUcontext context) {
-  ENTER_ANYWHERE(cuCtxSetCurrent)
-  const uintptr_t handle = reinterpret_cast<uintptr_t>(context);
-  if (handle && !state().contexts.count(handle)) return CUDA_ERROR_INVALID_CONTEXT;
-  if (!context_stack.empty()) context_stack.pop_back();
-  if (handle) context_stack.push_back(handle);
-  return CUDA_SUCCESS;
-}
-
 CUresult cuCtxGetCurrent(CUcontext* context) {
   ENTER_ANYWHERE(cuCtxGetCurrent)
   *context = reinterpret_cast<CUcontext>(current_context());
@@ -314,21 +292,6 @@ CUresult cuCtxGetDevice(CUdevice* device) {
 }
 
 CUresult cuCtxGetApiVersion(CUcontext, unsigned* version) { return *version = 13000, CUDA_SUCCESS; }
-
-CUresult cuCtxGetId(CUcontext context, unsigned long long* id) {
-  ENTER_ANYWHERE(cuCtxGetId)
-  *id = context ? reinterpret_cast<uintptr_t>(context) : current_context();
-  return CUDA_SUCCESS;
-}
-
-CUresult cuCtxGetFlags(unsigned* flags) { return *flags = 0, CUDA_SUCCESS; }
-
-CUresult cuCtxGetStreamPriorityRange(int* least, int* greatest) {
-  ENTER(cuCtxGetStreamPriorityRange)
-  *least = 0;
-  *greatest = -5;
-  return CUDA_SUCCESS;
-}
 
 CUresult cuCtxSynchronize() {
   ENTER(cuCtxSynchronize)

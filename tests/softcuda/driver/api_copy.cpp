@@ -57,7 +57,6 @@ CUresult transfer(Lock& lock, const char* call, Copy copy, CUstream handle, bool
     return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
   }
   Work work{call, nullptr};
-  work.node = CU_GRAPH_NODE_TYPE_MEMCPY;
   std::shared_ptr<std::vector<char>> staged;
   if (from_pageable && !synchronous) {
     const char* start = reinterpret_cast<const char*>(copy.from.address);
@@ -154,11 +153,6 @@ CUresult cuMemcpyDtoD_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes) {
   return transfer(entry.lock, "cuMemcpyDtoD", line(to, false, from, false, bytes), nullptr, true);
 }
 
-CUresult cuMemcpy(CUdeviceptr to, CUdeviceptr from, size_t bytes) {
-  ENTER(cuMemcpy)
-  return transfer(entry.lock, "cuMemcpy", line(to, is_host(to), from, is_host(from), bytes), nullptr, true);
-}
-
 CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void* from, size_t bytes, CUstream stream) {
   ENTER(cuMemcpyHtoDAsync)
   return transfer(entry.lock, "cuMemcpyHtoDAsync", line(to, false, number(from), true, bytes), stream, false);
@@ -172,11 +166,6 @@ CUresult cuMemcpyDtoHAsync_v2(void* to, CUdeviceptr from, size_t bytes, CUstream
 CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream) {
   ENTER(cuMemcpyDtoDAsync)
   return transfer(entry.lock, "cuMemcpyDtoDAsync", line(to, false, from, false, bytes), stream, false);
-}
-
-CUresult cuMemcpyAsync(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream) {
-  ENTER(cuMemcpyAsync)
-  return transfer(entry.lock, "cuMemcpyAsync", line(to, is_host(to), from, is_host(from), bytes), stream, false);
 }
 
 CUresult cuMemcpy2D_v2(const CUDA_MEMCPY2D* p) {

@@ -25,7 +25,7 @@ CUresult capture_work(const StreamPtr& stream, Work&& work) {
   if (capture.broken) return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
   if (!work.run) return CUDA_SUCCESS;
   auto& end = capture.ends[stream.get()];
-  capture.graph.nodes.push_back({interned(work.label), work.node, std::move(work.run), end});
+  capture.graph.nodes.push_back({interned(work.label), std::move(work.run), end});
   end = {capture.graph.nodes.size() - 1};
   return CUDA_SUCCESS;
 }
@@ -114,22 +114,6 @@ CUresult cuStreamEndCapture(CUstream handle, CUgraph* out) {
   return CUDA_SUCCESS;
 }
 
-CUresult cuStreamIsCapturing(CUstream handle, CUstreamCaptureStatus* status) {
-  ENTER(cuStreamIsCapturing)
-  StreamPtr stream;
-  if (const CUresult missing = find_stream(handle, &stream)) return missing;
-  *status = !stream->capture          ? CU_STREAM_CAPTURE_STATUS_NONE
-            : stream->capture->broken ? CU_STREAM_CAPTURE_STATUS_INVALIDATED
-                                      : CU_STREAM_CAPTURE_STATUS_ACTIVE;
-  return CUDA_SUCCESS;
-}
-
-CUresult cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode* mode) {
-  static thread_local CUstreamCaptureMode current = CU_STREAM_CAPTURE_MODE_GLOBAL;
-  std::swap(*mode, current);
-  return CUDA_SUCCESS;
-}
-
 CUresult cuGraphInstantiateWithFlags(CUgraphExec* out, CUgraph handle, unsigned long long) {
   ENTER(cuGraphInstantiate)
   const auto graph = find(state().graphs, handle);
@@ -151,19 +135,6 @@ CUresult cuGraphLaunch(CUgraphExec handle, CUstream stream_handle) {
                      if (const CUresult failed = node.work()) return failed;
                    return CUDA_SUCCESS;
                  }});
-}
-
-CUresult cuGraphUpload(CUgraphExec handle, CUstream) {
-  ENTER(cuGraphUpload)
-  return find(state().executables, handle) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
-}
-
-CUresult cuGraphGetNodes(CUgraph handle, CUgraphNode* nodes, size_t* count) {
-  ENTER(cuGraphGetNodes)
-  const auto graph = find(state().graphs, handle);
-  if (!graph || nodes) return CUDA_ERROR_NOT_SUPPORTED;  // only how many there are
-  *count = graph->nodes.size();
-  return CUDA_SUCCESS;
 }
 
 CUresult cuGraphExecDestroy(CUgraphExec handle) {

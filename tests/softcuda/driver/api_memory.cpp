@@ -16,7 +16,6 @@ CUresult fill(Lock& lock, const char* call, CUdeviceptr to, size_t pitch, unsign
               for (size_t row = 0; row < rows; ++row) fill_bytes(to + row * pitch, &value, width, columns);
               return CUDA_SUCCESS;
             }};
-  work.node = CU_GRAPH_NODE_TYPE_MEMSET;
   return enqueue(lock, stream, std::move(work));
 }
 
@@ -57,8 +56,6 @@ CUresult cuMemHostAlloc(void** out, size_t bytes, unsigned flags) {
   if (!result) *out = reinterpret_cast<void*>(address);
   return result;
 }
-
-CUresult cuMemAllocHost_v2(void** out, size_t bytes) { return cuMemHostAlloc(out, bytes, 0); }
 
 CUresult cuMemFreeHost(void* address) {
   Entry entry("cuMemFreeHost", true, true);

@@ -126,7 +126,6 @@ CUresult launch(Lock& lock, const std::shared_ptr<Function>& f, const Launch& ho
   if (const CUresult refused = check_launch(*f, how)) return refused;
   auto buffer = std::make_shared<std::vector<char>>(std::move(parameters));
   Work work{"kernel " + f->name, [f, how, buffer] { return execute(*f, how, *buffer); }};
-  work.node = CU_GRAPH_NODE_TYPE_KERNEL;
   return enqueue(lock, stream, std::move(work));
 }
 
@@ -226,14 +225,6 @@ CUresult cuFuncSetAttribute(CUfunction handle, CUfunction_attribute which, int v
 }
 
 CUresult cuFuncSetCacheConfig(CUfunction, CUfunc_cache) { return CUDA_SUCCESS; }
-
-CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, CUfunction handle, int threads, size_t shared) {
-  ENTER(cuOccupancyMaxActiveBlocksPerMultiprocessor)
-  FIND_FUNCTION(handle)
-  const int by_shared = state().settings.shared_optin / static_cast<int>(shared + function->kernel.shared_bytes + 1024);
-  *blocks = std::min({16, 1536 / std::max(threads, 1), by_shared});
-  return CUDA_SUCCESS;
-}
 
 CUresult cuLaunchKernel(CUfunction handle, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                         unsigned shared, CUstream stream, void** parameters, void** extra) {

@@ -31,12 +31,12 @@ CUresult find_event(CUevent handle, std::shared_ptr<Event>* out) {
 
 extern "C" {
 
-CUresult cuStreamCreateWithPriority(CUstream* out, unsigned flags, int priority) {
+CUresult cuStreamCreateWithPriority(CUstream* out, unsigned flags, int) {
   ENTER(cuStreamCreate)
   if (flags > CU_STREAM_NON_BLOCKING) return CUDA_ERROR_INVALID_VALUE;
   StreamPtr ignored;
   find_stream(nullptr, &ignored);  // the default streams take the first slots
-  auto stream = new_stream(flags, priority);
+  auto stream = new_stream(flags);
   stream->handle = new_handle();
   state().streams[stream->handle] = stream;
   *out = reinterpret_cast<CUstream>(stream->handle);
@@ -92,20 +92,6 @@ CUresult cuStreamGetFlags(CUstream handle, unsigned* flags) {
   return CUDA_SUCCESS;
 }
 
-CUresult cuStreamGetPriority(CUstream handle, int* priority) {
-  ENTER(cuStreamGetPriority)
-  FIND_STREAM(handle)
-  *priority = stream->priority;
-  return CUDA_SUCCESS;
-}
-
-CUresult cuStreamGetCtx(CUstream handle, CUcontext* context) {
-  ENTER(cuStreamGetCtx)
-  FIND_STREAM(handle)
-  *context = reinterpret_cast<CUcontext>(stream->context ? stream->context : current_context());
-  return CUDA_SUCCESS;
-}
-
 CUresult cuLaunchHostFunc(CUstream handle, CUhostFn function, void* data) {
   ENTER(cuLaunchHostFunc)
   FIND_STREAM(handle)
@@ -116,7 +102,7 @@ CUresult cuLaunchHostFunc(CUstream handle, CUhostFn function, void* data) {
               inside_callback = false;
               return CUDA_SUCCESS;
             }};
-  work.node = CU_GRAPH_NODE_TYPE_HOST;
+  work.host = {0, UINTPTR_MAX};  // nobody says what it reads: a later copy must not poison that
   return enqueue(entry.lock, stream, std::move(work));
 }
 
@@ -147,8 +133,6 @@ CUresult cuEventRecord(CUevent handle, CUstream stream_handle) {
   event->capture = nullptr;
   return enqueue(entry.lock, stream, {"event", nullptr}, &event->recorded);
 }
-
-CUresult cuEventRecordWithFlags(CUevent handle, CUstream stream, unsigned) { return cuEventRecord(handle, stream); }
 
 CUresult cuEventSynchronize(CUevent handle) {
   ENTER(cuEventSynchronize)

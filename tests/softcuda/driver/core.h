@@ -63,7 +63,6 @@ struct Stream {
   uintptr_t handle = 0;
   uintptr_t context = 0;
   unsigned flags = 0;
-  int priority = 0;
   uint32_t slot = 0;
   OpPtr last;
   std::deque<OpPtr> queue;  // not done yet
@@ -83,7 +82,6 @@ struct Event {
 
 struct Node {
   const char* label = "";
-  CUgraphNodeType type = CU_GRAPH_NODE_TYPE_EMPTY;
   std::function<CUresult()> work;
   std::vector<size_t> needs;
 };
@@ -218,11 +216,10 @@ void report(const std::string& kind, const std::string& text);
 
 // streams.cpp
 CUresult find_stream(CUstream handle, StreamPtr* out);
-StreamPtr new_stream(unsigned flags, int priority);
+StreamPtr new_stream(unsigned flags);
 struct Work {
   std::string label;
   std::function<CUresult()> run;
-  CUgraphNodeType node = CU_GRAPH_NODE_TYPE_EMPTY;
   std::vector<OpPtr> needs = {};
   HostRange host = {};
 };

@@ -36,10 +36,9 @@ static uint32_t take_slot() {
 // Its queue is empty by now: `active` holds a destroyed stream until then.
 Stream::~Stream() { state().slot_used[slot] = slot == shared_slot; }
 
-StreamPtr new_stream(unsigned flags, int priority) {
+StreamPtr new_stream(unsigned flags) {
   auto stream = std::make_shared<Stream>();
   stream->flags = flags;
-  stream->priority = priority;
   stream->slot = take_slot();
   stream->context = current_context();
   return stream;
@@ -48,8 +47,8 @@ StreamPtr new_stream(unsigned flags, int priority) {
 static void make_default_streams() {
   State& s = state();
   if (s.legacy) return;
-  s.legacy = new_stream(CU_STREAM_DEFAULT, 0);
-  s.per_thread = new_stream(CU_STREAM_DEFAULT, 0);
+  s.legacy = new_stream(CU_STREAM_DEFAULT);
+  s.per_thread = new_stream(CU_STREAM_DEFAULT);
 }
 
 CUresult find_stream(CUstream handle, StreamPtr* out) {
