@@ -8,7 +8,7 @@ BIN := .venv/bin
 SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test lint types layers unit slow gpu softcuda clean
+.PHONY: setup demo test lint types layers unit slow gpu pycuda softcuda clean
 
 setup: .venv/.installed
 
@@ -43,13 +43,12 @@ types: setup
 layers: setup
 	$(BIN)/lint-imports
 
-unit: setup .venv/.pycuda
+unit: pycuda
 	$(BIN)/python -m pytest
 
-# PyCUDA has no wheels: built once, where CUDA's headers are, for the tests on the emulated GPU.
-.venv/.pycuda: .venv/.installed
+# PyCUDA has no wheels: built where CUDA's headers are, for the tests on the emulated GPU.
+pycuda: setup
 	@$(BIN)/python tests/softcuda/build_pycuda.py
-	@touch $@
 
 slow: setup
 	$(BIN)/python -m pytest -m slow
@@ -57,7 +56,7 @@ slow: setup
 gpu: setup
 	$(BIN)/python -m pytest -m gpu
 
-softcuda: setup .venv/.pycuda
+softcuda: pycuda
 	HFD_EDGE_SOFTCUDA=1 $(BIN)/python -m pytest -m gpu tests/gpu tests/softcuda
 
 clean:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 from types import ModuleType
 
 import pytest
@@ -15,6 +16,9 @@ from ..softcuda import control
 from .pipelines import make_small, pair
 
 __all__ = ["make_small", "pair"]  # fixtures of the pipelines' suites
+
+# A device has no torch.
+collect_ignore = [] if find_spec("torch") else ["test_training_cuda.py"]
 
 MISSING = control.missing() if control.wanted() else None
 if control.wanted() and not MISSING:
