@@ -1,4 +1,4 @@
-"""simulate, data convert, data check."""
+"""simulate, data convert, data check, data inspect."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hfd_edge.cli import app
-from hfd_edge.cli.common import Json, show
+from hfd_edge.cli.common import Json, Scheme, show
+from hfd_edge.datasets.public import PUBLIC
 
 if TYPE_CHECKING:
     from hfd_edge.datasets.folder import PairFolder
@@ -54,17 +55,25 @@ def simulate(
     show(result, as_json=json, title="Simulated")
 
 
-@folder_app.command()
+_CONVERT_HELP = """Convert a public data set into the project's data folder.
+
+Nothing is downloaded: fetch the data from their authors, under their terms.
+
+Example: `hfd-edge data convert ombria ~/OMBRIA data/ombria`
+
+""" + "\n\n".join(
+    f"{name}: {one.title}. {one.content}; {one.size}. Licence: {one.licence}." for name, one in PUBLIC.items()
+)
+
+
+@folder_app.command(help=_CONVERT_HELP)
 def convert(
-    name: Annotated[str, typer.Argument(help="Data set, for example ombria.")],
+    name: Annotated[str, typer.Argument(help=f"Data set: {', '.join(PUBLIC)}.", metavar="NAME")],
     source: Annotated[Path, typer.Argument(help="The data as their authors distribute them.", metavar="SRC")],
     destination: Annotated[Path, typer.Argument(help="Folder to make.", metavar="DST")],
     json: Json = False,
 ) -> None:
-    """Convert a public data set into the project's data folder.
-
-    Example: `hfd-edge data convert ombria ~/OMBRIA data/ombria`
-    """
+    """See `_CONVERT_HELP`."""
     from hfd_edge.datasets.convert import convert as convert_data
     from hfd_edge.datasets.folder import PairFolder
     from hfd_edge.report.console import bars
@@ -112,6 +121,49 @@ def check(
             typer.echo(f"{finding.level}: {finding.text}")
     if faults:
         raise typer.Exit(1)
+
+
+@folder_app.command("inspect")
+def inspect_data(
+    folder: Annotated[Path, typer.Argument(help="Data folder.", metavar="DIR")],
+    split: Annotated[str | None, typer.Option(help="Read this split alone.")] = None,
+    scheme: Scheme = None,
+    tiles: Annotated[
+        int, typer.Option(min=0, help="Read at most so many evenly spaced pairs of each split; 0 for all.")
+    ] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Also write a page with pictures, and charts, to this folder."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Say what a data folder holds, and show it.
+
+    For each split: class shares, values of every band, number of looks, no-data, and the shift of EO
+    against SAR (phase correlation of edges). Unless only some pairs are read, everything that `data check`
+    finds stands in the result too, leaks between splits among it; here it does not change the exit code.
+
+    Example: `hfd-edge data inspect data/ombria --scheme spatial --out inspect`
+    """
+    from dataclasses import asdict
+
+    from hfd_edge.datasets.folder import PairFolder
+    from hfd_edge.datasets.inspect import inspect_folder
+    from hfd_edge.report.console import bars
+    from hfd_edge.report.inspect import print_inspection, write_inspection
+
+    opened = PairFolder.open(folder, scheme=scheme)
+    with bars() as progress:
+        found = inspect_folder(opened, split, tiles=tiles or None, progress=progress)
+    result: dict[str, Any] = {"folder": str(folder), "scheme": opened.scheme, **asdict(found)}
+    if out is not None:
+        result["page"] = str(write_inspection(opened, found, out))
+    if json:
+        show(result, as_json=True, title="Data folder")
+        return
+    print_inspection(found, opened.config)
+    if out is not None:
+        typer.echo(f"page: {result['page']}")
 
 
 def _pairs(folder: PairFolder) -> dict[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from hfd_edge.datasets import ombria
+from hfd_edge.datasets import ddhr, ombria, sen1floods11, sen12ms, spacenet6, whu_opt_sar
 from hfd_edge.errors import DatasetError
 from hfd_edge.progress import Progress, silent
 
@@ -16,7 +16,16 @@ class Converter(Protocol):
     def __call__(self, src: Path, dst: Path, *, progress: Progress = ...) -> None: ...
 
 
-CONVERTERS: dict[str, Converter] = {"ombria": ombria.convert}
+CONVERTERS: dict[str, Converter] = {
+    "ddhr": ddhr.convert,
+    "dfc2020": sen12ms.convert_dfc2020,
+    "ombria": ombria.convert,
+    "sen1floods11": sen1floods11.convert,
+    "sen12ms": sen12ms.convert,
+    "spacenet6": spacenet6.convert,
+    "whu_opt_sar": whu_opt_sar.convert,
+}
+"""By the names of `hfd_edge.datasets.public.PUBLIC`."""
 
 
 def convert(name: str, src: Path, dst: Path, *, progress: Progress = silent) -> None:
