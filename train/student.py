@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--teacher", type=Path, help="run folder of the teacher")
+    parser.add_argument("--unlabelled", type=Path, action="append", default=[], help="pairs that distil, too")
     parser.add_argument("--qat", type=Path, help="fine-tune this finished student for INT8")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     parser.add_argument("--resume", action="store_true")
@@ -32,9 +33,11 @@ def main() -> None:
 
     recipe = read_toml(arguments.recipe, Recipe, overrides=tuple(arguments.overrides))
     folder = PairFolder.open(arguments.data, scheme=recipe.split)
-    start = {} if arguments.qat is None else {"start": arguments.qat}
+    if arguments.qat is not None and arguments.unlabelled:
+        parser.error("--qat trains on the labelled pairs alone: leave out --unlabelled")
+    own = {"unlabelled": arguments.unlabelled} if arguments.qat is None else {"start": arguments.qat}
     with bars() as progress:
-        run = (train_qat if start else train_student)(
+        run = (train_student if arguments.qat is None else train_qat)(
             folder,
             recipe,
             arguments.out,
@@ -42,7 +45,7 @@ def main() -> None:
             resume=arguments.resume,
             progress=progress,
             on_epoch=lambda path, history: plot_curves(history, path / "curves.png"),
-            **start,
+            **own,
         )
     metrics = run.metrics()
     print(f"{run.path}: validation mIoU {metrics['miou']:.4f} at epoch {metrics['best_epoch']}")

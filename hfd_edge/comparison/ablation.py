@@ -1,0 +1,218 @@
+"""What a table of trainings says: mean and spread over seeds, and each row's gain over SAR alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hfd_edge.comparison.bootstrap import gain_interval
+
+REFERENCE = "sar_only"
+"""Method that the others are compared with: its row without variant, aligned as the recipe says."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One configuration over its seeds. Scores are 0 to 1, gains are points.
+
+    Attributes:
+        split: Split scheme.
+        method: "teacher", "sar_only", a method of distillation, or "baseline:" and an architecture.
+        teacher: What its teacher sees; None without one.
+        hfam: Feature alignment; None of a baseline.
+        variant: What else was changed; may be empty.
+        seeds: Seeds that were run.
+        miou: Mean IoU of each seed.
+        iou: Mean over the seeds by class; None for a class that never occurs.
+        parameters: Trainable weights.
+        gain: Mean over `paired` of the mIoU gained over the reference of the same seed; None for the
+            reference itself, and where no seed is shared.
+        low: Lower bound of the gain; see `hfd_edge.comparison.bootstrap.gain_interval`. None with few tiles.
+        high: Upper bound.
+        paired: Seeds that both have.
+    """
+
+    split: str
+    method: str
+    teacher: str | None
+    hfam: bool | None
+    variant: str
+    seeds: tuple[int, ...]
+    miou: tuple[float, ...]
+    iou: dict[str, float | None]
+    parameters: int
+    gain: float | None = None
+    low: float | None = None
+    high: float | None = None
+    paired: tuple[int, ...] = ()
+
+    @property
+    def mean(self) -> float:
+        """Mean mIoU over the seeds."""
+        return float(np.mean(self.miou))
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation of the mIoU over the seeds (n - 1); None with a single one."""
+        return float(np.std(self.miou, ddof=1)) if len(self.miou) > 1 else None
+
+    @property
+    def label(self) -> str:
+        """The configuration in words, without the split."""
+        parts = [self.method]
+        if self.teacher is not None:
+            parts.append(f"({self.teacher})" if self.method == "teacher" else f"by {self.teacher}")
+        if self.hfam is False:
+            parts.append("without HFAM")
+        return " ".join([*parts, *([f"[{self.variant}]"] if self.variant else [])])
+
+
+Counts = Mapping[str, Any]
+"""Confusion counts of each test tile, by name."""
+
+
+@dataclass
+class _Group:
+    rows: list[Mapping[str, Any]] = field(default_factory=list)
+    counts: dict[int, Counts] = field(default_factory=dict)
+
+
+def summarise(rows: Sequence[tuple[Mapping[str, Any], Counts]]) -> tuple[Line, ...]:
+    """Gather the seeds of each configuration.
+
+    Args:
+        rows: Scores and facts of each run ("split", "method", "teacher", "hfam", "variant", "seed", "miou",
+            "iou", "parameters"), and its counts.
+    Returns:
+        Splits, and configurations in them, in the order in which they first occur.
+    """
+    groups: dict[tuple[Any, ...], _Group] = {}
+    for row, counts in rows:
+        key = tuple(row[name] for name in ("split", "method", "teacher", "hfam", "variant"))
+        group = groups.setdefault(key, _Group())
+        group.rows.append(row)
+        group.counts[row["seed"]] = counts
+    references: dict[str, tuple[Any, _Group]] = {}
+    for key, group in groups.items():
+        # The first one is that of the recipe; one without alignment is an ablation of it.
+        if key[1] == REFERENCE and not key[4] and (key[0] not in references or key[3]):
+            references[key[0]] = (key, group)
+    splits = list(dict.fromkeys(key[0] for key in groups))
+    return tuple(
+        _line(key, groups[key], references.get(split))
+        for split in splits
+        for key in groups
+        if key[0] == split
+    )
+
+
+def _line(key: tuple[Any, ...], group: _Group, reference: tuple[Any, _Group] | None) -> Line:
+    rows = sorted(group.rows, key=lambda row: int(row["seed"]))
+    facts: dict[str, Any] = {}
+    if reference is not None and reference[0] != key:
+        facts = _gain(group, reference[1])
+    split, method, teacher, hfam, variant = key
+    return Line(
+        split=split,
+        method=method,
+        teacher=teacher,
+        hfam=hfam,
+        variant=variant,
+        seeds=tuple(row["seed"] for row in rows),
+        miou=tuple(row["miou"] for row in rows),
+        iou={name: _mean([row["iou"][name] for row in rows]) for name in rows[0]["iou"]},
+        parameters=rows[0]["parameters"],
+        **facts,
+    )
+
+
+def _gain(group: _Group, reference: _Group) -> dict[str, Any]:
+    paired = tuple(seed for seed in sorted(group.counts) if seed in reference.counts)
+    if not paired:
+        return {}
+    mine, theirs = ({row["seed"]: row["miou"] for row in side.rows} for side in (group, reference))
+    gain = 100 * float(np.mean([mine[seed] - theirs[seed] for seed in paired]))
+    names = sorted(reference.counts[paired[0]])
+    bounds = None
+    # A teacher may leave out tiles without EO: other tiles are no pairs.
+    if all(sorted(side.counts[seed]) == names for side in (group, reference) for seed in paired):
+        bounds = gain_interval(
+            [_arrays(reference.counts[seed], names) for seed in paired],
+            [_arrays(group.counts[seed], names) for seed in paired],
+        )
+    low, high = bounds or (None, None)
+    return {"gain": gain, "low": low, "high": high, "paired": paired}
+
+
+def _arrays(counts: Counts, names: Sequence[str]) -> list[NDArray[np.int64]]:
+    return [np.asarray(counts[name], np.int64) for name in names]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def result_rows(rows: Sequence[Mapping[str, Any]], lines: Sequence[Line]) -> list[dict[str, Any]]:
+    """The rows of the result file: each run, with the gain of its configuration over all its seeds.
+
+    Returns:
+        `rows` with "gain_points", "gain_low_points", "gain_high_points" and "gain_seeds" added.
+    """
+    found = {(line.split, line.method, line.teacher, line.hfam, line.variant): line for line in lines}
+    complete = []
+    for row in rows:
+        line = found[row["split"], row["method"], row["teacher"], row["hfam"], row["variant"]]
+        gains = {"gain_points": line.gain, "gain_low_points": line.low, "gain_high_points": line.high}
+        complete.append({**row, **gains, "gain_seeds": list(line.paired)})
+    return complete
+
+
+def markdown(lines: Sequence[Line], *, title: str, missing: int = 0) -> str:
+    """The table as Markdown, one for each split.
+
+    Args:
+        lines: From `summarise`.
+        title: Heading.
+        missing: Runs of the plan that are not finished yet; said above the table.
+    """
+    text = [f"# {title}", ""]
+    if missing:
+        text += [f"**{missing} runs of the plan are not finished yet; they are missing below.**", ""]
+    for split in dict.fromkeys(line.split for line in lines):
+        text += [f"## Split {split}", "", *_table([line for line in lines if line.split == split]), ""]
+    text += [
+        "mIoU: mean over the seeds, and standard deviation where there are several. Gain: mIoU minus that of "
+        f"`{REFERENCE}` with the same seed, mean over the seeds that both have, with the 95 % interval of a "
+        "paired bootstrap over test tiles and seeds; with one seed, over tiles alone.",
+        "",
+    ]
+    return "\n".join(text)
+
+
+def _table(lines: Sequence[Line]) -> list[str]:
+    classes = list(lines[0].iou)
+    heads = ["method", "teacher sees", "HFAM", "variant", "seeds", "mIoU %"]
+    heads += [f"IoU % {name}" for name in classes] + ["gain, points", "parameters, M"]
+    table = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for line in lines:
+        spread = "" if line.spread is None else f" ± {100 * line.spread:.2f}"
+        cells = [line.method, line.teacher or "", {True: "on", False: "off", None: ""}[line.hfam]]
+        cells += [line.variant, ", ".join(map(str, line.seeds)), f"{100 * line.mean:.2f}{spread}"]
+        values = [line.iou.get(name) for name in classes]
+        cells += ["" if value is None else f"{100 * value:.2f}" for value in values]
+        cells += [_gain_text(line), f"{line.parameters / 1e6:.2f}"]
+        table.append("| " + " | ".join(cells) + " |")
+    return table
+
+
+def _gain_text(line: Line) -> str:
+    if line.gain is None:
+        return ""
+    if line.low is None or line.high is None:
+        return f"{line.gain:+.2f}"
+    return f"{line.gain:+.2f} [{line.low:+.2f}, {line.high:+.2f}]"

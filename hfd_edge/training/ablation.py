@@ -1,0 +1,290 @@
+"""Run the trainings of a table that are missing, and collect what the finished ones scored.
+
+A finished run is its run folder with test.json in it: scores, and the confusion counts of each test tile,
+from which tables and intervals are made.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hfd_edge.config import Recipe
+from hfd_edge.datasets.folder import PairFolder
+from hfd_edge.errors import CheckpointError, HfdEdgeError, RecipeError
+from hfd_edge.files import sha256, write_json
+from hfd_edge.hfdnet.run import Run
+from hfd_edge.progress import Progress, silent
+from hfd_edge.training.ablation_plan import Job
+from hfd_edge.training.baselines import sar_only, train_baseline
+from hfd_edge.training.evaluate import evaluate_run
+from hfd_edge.training.fit import train_student, train_teacher
+from hfd_edge.training.loop import OnEpoch, training_keys
+from hfd_edge.training.pairs import open_unlabelled, student_pairs, teacher_pairs
+from hfd_edge.training.preparation import differences, reopen
+
+SCORES_NAME = "test.json"
+_FACTS = ("best_epoch", "steps", "seconds", "images_per_second", "device")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Jobs, their data and the folder of their runs.
+
+    Attributes:
+        jobs: Teachers before those that they teach.
+        data: Data folder.
+        runs: Folder that takes the run folders.
+    """
+
+    jobs: tuple[Job, ...]
+    data: Path
+    runs: Path
+
+    def state(self, name: str) -> str:
+        """How far a job is: "finished", "begun" or "new"."""
+        out = self.runs / name
+        if (out / SCORES_NAME).is_file():
+            return "finished"
+        return "begun" if out.exists() else "new"
+
+    def check(self) -> dict[str, int]:
+        """Steps of each job by name, before anything is trained.
+
+        Raises:
+            RecipeError: SAR networks of one split would take different numbers of steps.
+            CheckpointError: a run folder is of another recipe, teacher or other data.
+            DatasetError: the data lack a split, labels or images that a job needs.
+        """
+        folders: dict[str | None, PairFolder] = {}
+        steps: dict[str, int] = {}
+        budgets: dict[str, Job] = {}
+        for job in self.jobs:
+            scheme = job.recipe.split
+            if scheme not in folders:
+                folders[scheme] = PairFolder.open(self.data, scheme=scheme)
+            folder = folders[scheme]
+            steps[job.name] = _steps(job, folder)
+            if job.kind != "teacher":
+                first = budgets.setdefault(job.split, job)
+                if steps[job.name] != steps[first.name]:
+                    raise RecipeError(
+                        f"{job.name} would take {steps[job.name]} steps, but {first.name} "
+                        f"{steps[first.name]}: the training split holds pairs that only one of them can use. "
+                        "Take pairs without label out of the split 'train', so that all have the same budget."
+                    )
+            if self.state(job.name) != "new":
+                self._check_run(job, folder)
+        return steps
+
+    def _check_run(self, job: Job, folder: PairFolder) -> None:
+        recipe = _trained_by(job)
+        try:
+            teacher = None if job.taught_by is None else Run.open(self.runs / job.taught_by)
+            joining = open_unlabelled(job.unlabelled, recipe, folder, teacher)
+            reopen(
+                self.runs / job.name,
+                recipe,
+                kind=job.kind,
+                data_sha256=folder.sha256,
+                teacher_sha256=None if teacher is None else sha256(teacher.weights_path),
+                unlabelled_sha256=tuple(other.sha256 for other in joining),
+            )
+        except (CheckpointError, FileNotFoundError) as error:
+            raise CheckpointError(
+                f"{error} A table takes runs of one plan only: give another --runs, or remove that run."
+            ) from error
+
+    def run(self, *, parallel: int = 1, progress: Progress = silent, on_epoch: OnEpoch | None = None) -> None:
+        """Train and score what is not finished.
+
+        Args:
+            parallel: Processes; more than one is for a GPU that one training does not fill.
+            progress: Counts steps over all jobs that are left.
+            on_epoch: As in `hfd_edge.training.fit.train_student`; has to be importable with `parallel` > 1.
+        Raises:
+            HfdEdgeError: `check` fails, or a training does; what is finished stays, and a later call goes on.
+        """
+        steps = self.check()
+        left = [job for job in self.jobs if self.state(job.name) != "finished"]
+        meter = _Meter(progress, sum(steps[job.name] for job in left), len(left))
+        if parallel == 1:
+            for job in left:
+                _run_named(job, self, meter.of(job, steps[job.name]), on_epoch)
+                meter.finish(job, steps[job.name])
+            return
+        _run_together(left, self, parallel, on_epoch, lambda job: meter.finish(job, steps[job.name]))
+
+    def results(self) -> tuple[Result, ...]:
+        """What the finished jobs scored on the test split. Raises CheckpointError."""
+        return tuple(
+            _result(job, self.runs / job.name) for job in self.jobs if self.state(job.name) == "finished"
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished job.
+
+    Attributes:
+        job: The training.
+        row: Scores and facts as one JSON-ready mapping.
+        counts: Confusion counts (classes, classes + 1) of each test tile, by name.
+    """
+
+    job: Job
+    row: dict[str, Any]
+    counts: dict[str, Any]
+
+
+def run_job(job: Job, table: Table, *, progress: Progress = silent, on_epoch: OnEpoch | None = None) -> None:
+    """Train a job, from its last checkpoint if there is one, and write its test.json. Raises HfdEdgeError."""
+    out = table.runs / job.name
+    folder = PairFolder.open(table.data, scheme=job.recipe.split)
+    options: dict[str, Any] = {"resume": out.exists(), "progress": progress, "on_epoch": on_epoch}
+    if job.kind == "teacher":
+        run = train_teacher(folder, job.recipe, out, **options)
+    elif job.arch is not None:
+        run = train_baseline(folder, job.recipe, out, arch=job.arch, **options)
+    else:
+        teacher = None if job.taught_by is None else table.runs / job.taught_by
+        run = train_student(folder, job.recipe, out, teacher=teacher, unlabelled=job.unlabelled, **options)
+    counts: dict[str, Any] = {}
+    scores = evaluate_run(run, folder, split="test", progress=progress, counts=counts)
+    facts = {"parameters": run.network().count_parameters()}
+    tiles = {name: count.tolist() for name, count in counts.items()}
+    write_json(out / SCORES_NAME, {**scores, **facts, "counts": tiles})
+
+
+def _run_named(job: Job, table: Table, progress: Progress, on_epoch: OnEpoch | None) -> None:
+    try:
+        run_job(job, table, progress=progress, on_epoch=on_epoch)
+    except HfdEdgeError as error:
+        raise HfdEdgeError(
+            f"The run {job.name} failed: {error} Finished runs are kept; the same command goes on."
+        ) from error
+
+
+def _run_together(
+    jobs: Sequence[Job],
+    table: Table,
+    parallel: int,
+    on_epoch: OnEpoch | None,
+    finished: Callable[[Job], None],
+) -> None:
+    """Run jobs in processes, each when its teacher is there; after a failure, no more are started."""
+    context = get_context("spawn")  # a forked process cannot use the parent's GPU
+    with ProcessPoolExecutor(parallel, context, _begin_worker, (os.getpid(), parallel)) as pool:
+        held, running = list(jobs), dict[Future[None], Job]()
+        while held or running:
+            untaught = {job.name for job in (*held, *running.values())}
+            for job in [job for job in held if job.taught_by not in untaught]:
+                held.remove(job)
+                running[pool.submit(_run_named, job, table, silent, on_epoch)] = job
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                job = running.pop(future)
+                if future.exception() is not None:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                future.result()
+                finished(job)
+
+
+def _begin_worker(parent: int, parallel: int) -> None:
+    """Share the cores; end when the parent is killed: a second call must not meet a first one's run."""
+    torch.set_num_threads(max((os.cpu_count() or 1) // parallel, 1))
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+class _Meter:
+    """One bar over all jobs that are left, in steps."""
+
+    def __init__(self, progress: Progress, total: int, count: int) -> None:
+        self._progress = progress
+        self._total = total
+        self._count = count
+        self._done = 0
+        self._finished = 0
+
+    def of(self, job: Job, steps: int) -> Progress:
+        """Progress of a job's training; its statistics and its scoring count in other units."""
+        within = 0.0
+
+        def report(done: float, total: float, text: str, /) -> None:
+            nonlocal within
+            if total == steps and text.startswith(job.kind):
+                within = max(within, done)
+            self._show(self._done + within, f"{self._finished + 1}/{self._count} {job.name}: {text}")
+
+        return report
+
+    def finish(self, job: Job, steps: int) -> None:
+        """A job has ended."""
+        self._done += steps
+        self._finished += 1
+        self._show(self._done, f"{self._finished}/{self._count} {job.name}: finished")
+
+    def _show(self, done: float, text: str) -> None:
+        self._progress(done, self._total, f"ablation {text}")
+
+
+def _trained_by(job: Job) -> Recipe:
+    """The recipe that its run keeps."""
+    return job.recipe if job.arch is None else sar_only(job.recipe)
+
+
+def _steps(job: Job, folder: PairFolder) -> int:
+    """Optimiser steps of a job."""
+    training = job.recipe.training
+    if job.kind == "teacher":
+        pairs = teacher_pairs(folder, "train", job.recipe.teacher.inputs)
+    else:
+        pairs, _ = student_pairs(folder, job.recipe)
+    return training.epochs * -(-len(pairs) // training.batch)
+
+
+def _result(job: Job, out: Path) -> Result:
+    try:
+        scores = json.loads((out / SCORES_NAME).read_text("utf-8"))
+        counts = scores.pop("counts")
+        run = Run.open(out)
+        trained = run.metrics()
+        facts = {key: trained[key] for key in _FACTS} | {"training_precision": trained["precision"]}
+    except (KeyError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{out / SCORES_NAME} is damaged ({type(error).__name__}: {error}). Remove it; the same command "
+            "then scores the run again."
+        ) from error
+    trained_by, planned = (training_keys(recipe, qat=False) for recipe in (run.recipe, _trained_by(job)))
+    if changed := differences(trained_by, planned):
+        raise CheckpointError(
+            f"{out} was trained by another recipe than the plan's: {'; '.join(changed)}. A table takes runs "
+            "of one plan only: give another --runs, or remove that run."
+        )
+    row = {
+        "split": job.split,
+        "method": job.method,
+        "teacher": job.teacher,
+        "hfam": job.hfam,
+        "variant": job.variant,
+        "seed": job.seed,
+        **scores,
+        **facts,
+        "run": job.name,
+    }
+    return Result(job, row, counts)
