@@ -14,7 +14,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("hfd-edge", "numpy", "opencv-python-headless", "onnxruntime", "torch", "timm", "tensorrt-rtx")
+_PACKAGES = (
+    *("hfd-edge", "numpy", "opencv-python-headless", "onnxruntime", "torch", "timm", "tensorrt-rtx"),
+    "segmentation-models-pytorch",
+)
 
 
 def write(

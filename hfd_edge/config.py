@@ -31,6 +31,10 @@ gamma0; files may say `gamma0_db`, which is kept as `sigma0_db`); `stretched`: c
 products that have no radiometry left: no dB, no speckle filter, only clip and standardise.
 """
 
+TeacherInputs = Literal["eo", "eo+sar", "eo before+after"]
+"""What a teacher sees of a pair: `eo/` alone (the paper's teacher), the SAR image beside it, or `eo/` and the
+EO image of an earlier date in `eo_before/`. The last two are this project's extension of the paper."""
+
 Rgb = tuple[
     Annotated[int, Field(ge=0, le=255)],
     Annotated[int, Field(ge=0, le=255)],
@@ -123,6 +127,14 @@ class NetworkRecipe(Strict):
     init: Literal["imagenet", "teacher", "random"] = "imagenet"
 
 
+class TeacherRecipe(Strict):
+    """What `train teacher` trains; a student takes its teacher as that was trained."""
+
+    inputs: TeacherInputs = Field(
+        default="eo", description="'eo', 'eo+sar', or 'eo before+after', which needs eo_before/ in the data."
+    )
+
+
 class DistillRecipe(Strict):
     """What the student learns from the teacher, beside the labels."""
 
@@ -134,7 +146,19 @@ class DistillRecipe(Strict):
     logits_temperature: float = Field(default=1.0, gt=0)
     ramp: float = Field(default=0.1, ge=0, le=1, description="Share of steps over which weights rise.")
     pool: bool = Field(default=False, description="3x3 average before comparing, for misregistered pairs.")
+    tolerance_px: int = Field(
+        default=0,
+        ge=0,
+        le=32,
+        description="Misregistration to search: maps are compared at the shift, up to this, that fits best.",
+    )
     correct_only: bool = Field(default=False, description="Only pixels that the teacher gets right.")
+    unlabelled: float = Field(
+        default=0.25,
+        gt=0,
+        lt=1,
+        description="Share of a batch, on top of training.batch, that --unlabelled pairs have, if given.",
+    )
 
 
 class TrainingRecipe(Strict):
@@ -213,6 +237,7 @@ class Recipe(Strict):
     preprocessing: PreprocessingRecipe = PreprocessingRecipe()
     network: NetworkRecipe = NetworkRecipe()
     training: TrainingRecipe = TrainingRecipe()
+    teacher: TeacherRecipe = TeacherRecipe()
     distill: DistillRecipe = DistillRecipe()
     qat: QatRecipe = QatRecipe()
     deploy: DeployRecipe = DeployRecipe()

@@ -34,7 +34,7 @@ def measure(
     """Measure a model on a labelled split.
 
     Args:
-        model: Run folder (a teacher is scored on EO, a student on SAR) or bundle.
+        model: Run folder (a teacher is scored on what it sees, a student on SAR) or bundle.
         data: Data folder.
         split: "train", "val" or "test".
         scheme: Split scheme of the data folder; None takes the recipe's that the model was trained with.
@@ -77,7 +77,7 @@ def open_predictor(model: Path, *, precision: str = "fp32", backend: str = "auto
         return
     run = _open_run(model, precision)
     preprocessing = run.info.preprocessing
-    if preprocessing is None:
+    if run.info.kind == "teacher" or preprocessing is None:
         raise BundleError(f"{model} is a teacher, which takes EO images. Give a student's run or a bundle.")
     import torch
 

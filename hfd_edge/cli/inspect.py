@@ -71,6 +71,7 @@ def _describe_run(path: Path) -> dict[str, Any]:
     return {
         "run": str(path),
         "kind": run.info.kind,
+        **({"arch": run.info.arch} if run.info.arch else {}),
         "parameters": run.network().count_parameters(),
         **{k: v for k, v in run.metrics().items() if k != "history"},
     }

@@ -1,4 +1,4 @@
-"""train teacher, train student, evaluate."""
+"""train teacher, train student, train baseline, evaluate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from hfd_edge.cli import app
 from hfd_edge.cli.common import Data, Json, Scheme, show
 
-train_app = typer.Typer(no_args_is_help=True, help="Train the EO teacher, then the SAR student.")
+train_app = typer.Typer(no_args_is_help=True, help="Train the EO teacher, the SAR student, and baselines.")
 app.add_typer(train_app, name="train")
 
 RecipeFile = Annotated[Path, typer.Argument(help="Recipe; see train/recipes.", metavar="RECIPE.toml")]
@@ -44,6 +44,14 @@ def student(
     teacher: Annotated[
         Path | None, typer.Option(help="Teacher's run folder; not needed with distill.method=none.")
     ] = None,
+    unlabelled: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Data folder whose training pairs of SAR and EO distil, too, whatever their labels; see "
+            "distill.unlabelled. May be repeated.",
+            metavar="DIR",
+        ),
+    ] = None,
     qat: Annotated[
         Path | None,
         typer.Option(
@@ -65,11 +73,42 @@ def student(
     from hfd_edge.training.fit import train_student
     from hfd_edge.training.qat import train_qat
 
+    if qat is not None and unlabelled:
+        raise typer.BadParameter("--qat trains on the labelled pairs alone: leave out --unlabelled.")
     options: dict[str, Any] = {"overrides": set_, "as_json": json, "resume": resume, "teacher": teacher}
     if qat is None:
-        _train(train_student, recipe, data, out, **options)
+        _train(train_student, recipe, data, out, unlabelled=unlabelled or (), **options)
     else:
         _train(train_qat, recipe, data, out, start=qat, **options)
+
+
+@train_app.command()
+def baseline(
+    recipe: RecipeFile,
+    arch: Annotated[
+        str,
+        typer.Option(
+            help="Unet, UnetPlusPlus, MAnet, Linknet, FPN, PSPNet, DeepLabV3, DeepLabV3Plus, PAN, UPerNet "
+            "or Segformer, on the recipe's encoder."
+        ),
+    ],
+    data: Data,
+    out: Out,
+    set_: Set = None,
+    resume: Resume = False,
+    json: Json = False,
+) -> None:
+    """Train another SAR-only network on the same encoder, to compare the student with.
+
+    Recipe keys of the distillation, the decoder width and the alignment are not used. Baselines are
+    evaluated as students are, but not exported.
+
+    Example: `hfd-edge train baseline train/recipes/ombria.toml --arch Unet --data data/ombria --out
+    runs/unet`
+    """
+    from hfd_edge.training.baselines import train_baseline
+
+    _train(train_baseline, recipe, data, out, overrides=set_, as_json=json, arch=arch, resume=resume)
 
 
 @app.command()

@@ -6,7 +6,7 @@ The same generator state gives the same result, which makes a resumed training b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -22,13 +22,16 @@ class Sample:
 
     Attributes:
         sar: float32 (bands, rows, cols), standardised; 0 in every band at no-data.
-        eo: float32 (bands, rows, cols), standardised, or None.
+        eo: float32 (bands, rows, cols), standardised, or None; with two dates the bands of the later one
+            first, then those of the earlier one.
         label: uint8 (rows, cols).
+        eo_dates: EO images in `eo`.
     """
 
     sar: Array
     eo: Array | None
     label: Array
+    eo_dates: int = 1
 
 
 def augment(
@@ -53,7 +56,7 @@ def augment(
             with 0 (their mean, or no-data), labels with `ignore_index`.
         flip: Axes that may be mirrored, each with probability one half.
         eo_jitter: Contrast is scaled by 1 +- this and brightness shifted by +- this many standard
-            deviations of the data set.
+            deviations of the data set; all dates alike, so that what did not change still does not.
         sar_gain: Largest gain per SAR band in standardised units (dB over the band's standard
             deviation). One factor is drawn for all bands; no-data stays 0.
         ignore_index: Label of the padding.
@@ -75,10 +78,11 @@ def augment(
     eo = None
     if sample.eo is not None:
         eo_window = sample.eo[:, window[0], window[1]]
-        jittered = _jitter(eo_window, eo_jitter * (2 * contrast - 1), eo_jitter * (2 * shift - 1))
+        amounts = eo_jitter * (2 * contrast - 1), eo_jitter * (2 * shift - 1)
+        jittered = _jitter(eo_window, *amounts, dates=sample.eo_dates)
         eo = _cut(jittered, crop_px, mirror, fill=0)
     label = _cut(sample.label[window], crop_px, mirror, fill=ignore_index)
-    return Sample(sar=sar, eo=eo, label=label)
+    return replace(sample, sar=sar, eo=eo, label=label)
 
 
 def _check(sample: Sample, sar_gain: Sequence[float]) -> None:
@@ -99,11 +103,12 @@ def _gain(sar: Array, gains: Array) -> Array:
     return sar + gains[:, None, None] * valid
 
 
-def _jitter(eo: Array, contrast: float, shift: float) -> Array:
-    """Scale the contrast about each band's mean and shift the brightness."""
+def _jitter(eo: Array, contrast: float, shift: float, *, dates: int) -> Array:
+    """Scale the contrast about each band's mean, the first date's for all, and shift the brightness."""
     if contrast == 0 and shift == 0:
         return eo
-    mean = eo.mean(axis=(1, 2), keepdims=True, dtype=np.float32)
+    mean = eo[: len(eo) // dates].mean(axis=(1, 2), keepdims=True, dtype=np.float32)
+    mean = np.tile(mean, (dates, 1, 1))
     return (eo - mean) * np.float32(1 + contrast) + mean + np.float32(shift)
 
 

@@ -1,7 +1,8 @@
 """What is wrong with a data folder, all of it at once and before a training finds out.
 
 A *fault* stops or spoils a training or a score. A *warning* is legal, but rarely meant: labels may be missing
-for pairs that serve distillation alone, EO may be missing where only the SAR network looks.
+for pairs that serve distillation alone; EO may be missing where only the SAR network looks, and labelled
+training pairs without it train the student on their label alone.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from hfd_edge.config import DatasetConfig
 from hfd_edge.datasets.folder import PairFolder
-from hfd_edge.datasets.layout import CONFIG_NAME, SPLITS, Pair, Pool, find_leak, read_list
+from hfd_edge.datasets.layout import CONFIG_NAME, EO_BEFORE, SPLITS, Pair, Pool, find_leak, read_list
 from hfd_edge.errors import DatasetError, RasterError
 from hfd_edge.progress import Progress, silent
 from hfd_edge.raster.georeference import grid_difference
@@ -111,6 +112,7 @@ def check_folder(folder: PairFolder, split: str | None = None, *, progress: Prog
         findings += found
     findings += _decibels(pairs, facts)
     for scheme in schemes:
+        findings += _missing_eo(scheme)
         findings += _missing_files(scheme)
         findings += _same_pixels(scheme, facts)
         findings += _unknown_labels(folder, scheme, facts)
@@ -169,10 +171,11 @@ def _files(folder: PairFolder, pair: Pair) -> tuple[list[Finding], _Facts]:
 
     sar = load(pair.sar, folder.load_sar)
     eo = load(pair.eo, folder.load_eo)
+    before = load(pair.eo_before, folder.load_eo_before)
     label = load(pair.label, folder.load_label)
     if sar is None:
         return findings, _Facts()
-    for path, image in ((pair.eo, eo), (pair.label, label)):
+    for path, image in ((pair.eo, eo), (pair.eo_before, before), (pair.label, label)):
         if path is not None and image is not None:
             findings += _grids(folder, pair.sar, path, sar.shape[1:])
     config = folder.config
@@ -227,13 +230,31 @@ def _decibels(pairs: Sequence[Pair], facts: Mapping[Path, _Facts]) -> list[Findi
     return [Finding("warning", CONFIG_NAME, text)]
 
 
-def _missing_files(scheme: _Scheme) -> Iterator[Finding]:
-    """EO and labels that some pairs have and others do not.
-
-    Distillation needs EO for each training pair, and the teacher for each labelled validation pair; whoever
-    has none at all trains from SAR alone. Labels may be missing for pairs that only distil, never for all.
-    """
+def _missing_eo(scheme: _Scheme) -> Iterator[Finding]:
+    """EO, of either date, that some pairs have and others do not; whoever has none trains from SAR alone."""
     train, val = scheme.splits.get("train", ()), scheme.splits.get("val", ())
+    for kind in ("eo", EO_BEFORE):
+        if not any(getattr(pair, kind) for pair in train):
+            continue
+        for name, pairs in (("train", train), ("val", tuple(pair for pair in val if pair.label))):
+            without = [pair for pair in pairs if getattr(pair, kind) is None]
+            if not without:
+                continue
+            image = "EO image" if kind == "eo" else "EO image of the earlier date"
+            use = "a student learns from their labels alone" if name == "train" else "score no teacher"
+            text = (
+                f"{_count(without, pairs)} of {scheme.prefix}{name} have no {image}, first "
+                f"'{without[0].name}'; a teacher that sees it leaves them out, {use}. Add "
+                f"{kind}/{without[0].name}.png or .tif, unless that is meant."
+            )
+            yield Finding("warning", f"{scheme.prefix}{name}", text)
+
+
+def _missing_files(scheme: _Scheme) -> Iterator[Finding]:
+    """Labels that some pairs have and others do not, and splits that are missing.
+
+    Labels may be missing for pairs that only distil, never for all.
+    """
     if "train" in scheme.splits and "val" not in scheme.splits:
         where = f"{scheme.prefix}val"
         text = (
@@ -241,17 +262,6 @@ def _missing_files(scheme: _Scheme) -> Iterator[Finding]:
             "pairs of train there."
         )
         yield Finding("fault", where, text)
-    if any(pair.eo for pair in train):
-        labelled = tuple(pair for pair in val if pair.label)
-        for name, pairs in (("train", train), ("val", labelled)):
-            without = [pair for pair in pairs if pair.eo is None]
-            if without:
-                text = (
-                    f"{_count(without, pairs)} of {scheme.prefix}{name} have no EO image, first "
-                    f"'{without[0].name}'; teacher and distillation need it. Add eo/{without[0].name}.png or "
-                    ".tif, or take these pairs out of the split."
-                )
-                yield Finding("fault", f"{scheme.prefix}{name}", text)
     for name, pairs in scheme.splits.items():
         without = [pair for pair in pairs if pair.label is None]
         if not without:

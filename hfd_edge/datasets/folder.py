@@ -5,8 +5,10 @@ Two layouts, told apart by what is there:
 - `{train,val,test}/{sar,eo,label}/<name>.{png,tif}`;
 - one pool `{sar,eo,label}/<name>.{png,tif}` and `splits/<scheme>/{train,val,test}.txt`, one name a line.
 
+`eo_before/` beside `eo/` may hold EO images of an earlier date, with the same names, bands and scale.
 `dataset.toml` beside them says what classes and pixels are (`hfd_edge.config.DatasetConfig`). EO may be
-missing where only the SAR network looks (test); labels may be missing for pairs that only distil.
+missing where only the SAR network looks (test), and for training pairs that have a label; labels may be
+missing for pairs that only distil.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from numpy.typing import NDArray
 from hfd_edge.config import DatasetConfig, EoInput, SarInput, read_toml
 from hfd_edge.datasets.layout import (
     CONFIG_NAME,
+    EO_BEFORE,
     SPLITS,
     Pair,
     Pool,
@@ -158,27 +161,35 @@ class PairFolder:
             DatasetError: there is none, unreadable, another band count or size than declared, or most
                 values lie above eo.scale.
         """
+        return self._load_eo(pair, pair.eo, kind="eo")
+
+    def load_eo_before(self, pair: Pair) -> NDArray[np.float32]:
+        """Read the EO image of the earlier date, as `load_eo` reads the other. Raises DatasetError."""
+        return self._load_eo(pair, pair.eo_before, kind=EO_BEFORE)
+
+    def _load_eo(self, pair: Pair, path: Path | None, *, kind: str) -> NDArray[np.float32]:
         eo = self.config.eo
-        if eo is None or pair.eo is None:
+        if eo is None or path is None:
+            image = "EO image" if kind == "eo" else "EO image of the earlier date"
             raise DatasetError(
-                f"Pair '{pair.name}' has no EO image, which is needed here. Add eo/{pair.name}.png or .tif "
-                f"beside {pair.sar.parent.name}/, or leave the pair out of the split."
+                f"Pair '{pair.name}' has no {image}, which is needed here. Add {kind}/{pair.name}.png or "
+                f".tif beside {pair.sar.parent.name}/, or leave the pair out of the split."
             )
-        stored = _read(pair.eo)
+        stored = _read(path)
         if stored.shape[0] != len(eo.bands):
             raise DatasetError(
-                f"{pair.eo} has {stored.shape[0]} bands, but {CONFIG_NAME} declares {len(eo.bands)} EO bands "
+                f"{path} has {stored.shape[0]} bands, but {CONFIG_NAME} declares {len(eo.bands)} EO bands "
                 f"({', '.join(eo.bands)}). Correct eo.bands, or replace the file."
             )
-        self._check_size(pair, pair.eo, stored)
+        self._check_size(pair, path, stored)
         if np.iscomplexobj(stored):
-            raise DatasetError(f"{pair.eo} is {stored.dtype}, but EO must be real. Was SAR put into eo/?")
+            raise DatasetError(f"{path} is {stored.dtype}, but EO must be real. Was SAR put into {kind}/?")
         image = np.nan_to_num(
             stored.astype(np.float32) / np.float32(eo.scale), nan=0.0, posinf=1.0, neginf=0.0
         )
         if float(np.mean(image > 1)) > 0.5:
             raise DatasetError(
-                f"{pair.eo}: most values lie above eo.scale = {eo.scale:g} (max {np.nanmax(stored):g}), "
+                f"{path}: most values lie above eo.scale = {eo.scale:g} (max {np.nanmax(stored):g}), "
                 f"which stands for reflectance 1. Set eo.scale in {CONFIG_NAME}; Sentinel-2 has 10000."
             )
         return np.clip(image, 0.0, 1.0, out=image)
@@ -250,7 +261,7 @@ class PairFolder:
             for split in self.splits:
                 digest.update(f"\n{split}:{','.join(pair.name for pair in self.pairs(split))}".encode())
         for pair in (pool.pairs[name] for pool in self.pools() for name in sorted(pool.pairs)):
-            for path in (pair.sar, pair.eo, pair.label):
+            for path in (pair.sar, pair.eo, pair.label, pair.eo_before):
                 if path is not None:
                     name = path.relative_to(self.root).as_posix()
                     digest.update(f"\n{name} {path.stat().st_size} {sha256(path)}".encode())

@@ -6,27 +6,42 @@ import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
+from hfd_edge.config import TeacherInputs
 from hfd_edge.errors import DatasetError
 
 CONFIG_NAME = "dataset.toml"
 SPLITS = ("train", "val", "test")
 KINDS = ("sar", "eo", "label")
+EO_BEFORE = "eo_before"
 SUFFIXES = (".png", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The files of one tile; `eo` and `label` are None where there is none."""
+    """The files of one tile; all but `sar` are None where there is none.
+
+    Attributes:
+        name: What its files are called, without suffix.
+        sar: SAR image.
+        eo: EO image of about the same date.
+        label: Class ids.
+        eo_before: EO image of an earlier date, before the event that the labels show.
+    """
 
     name: str
     sar: Path
     eo: Path | None
     label: Path | None
+    eo_before: Path | None = None
+
+    def shows(self, inputs: TeacherInputs) -> bool:
+        """Whether it has the EO images that such a teacher sees; SAR is there in every pair."""
+        return self.eo is not None and (inputs != "eo before+after" or self.eo_before is not None)
 
 
 @dataclass(frozen=True)
 class Pool:
-    """What one `{sar,eo,label}` level holds, and what is wrong with its names."""
+    """What one level of `{sar,eo,eo_before,label}` holds, and what is wrong with its names."""
 
     pairs: dict[str, Pair]
     faults: tuple[str, ...]
@@ -88,19 +103,19 @@ def _stem(line: str) -> str:
 
 
 def index_pool(base: Path) -> Pool:
-    """Match the files of `base`/{sar,eo,label} by name."""
+    """Match the files of `base`/{sar,eo,eo_before,label} by name."""
     faults: list[str] = []
-    files = {kind: _files(base / kind, faults) for kind in KINDS}
+    files = {kind: _files(base / kind, faults) for kind in (*KINDS, EO_BEFORE)}
     if not files["sar"]:
         faults.append(f"{base / 'sar'} holds no PNG or TIFF. Put one SAR image per pair there.")
-    for kind in ("eo", "label"):
+    for kind in ("eo", "label", EO_BEFORE):
         for name in sorted(files[kind].keys() - files["sar"].keys()):
             faults.append(
                 f"{files[kind][name]} has no SAR image of the same name in {base / 'sar'}. "
                 f"Rename it after its SAR image, or remove it."
             )
     pairs = {
-        name: Pair(name=name, sar=path, eo=files["eo"].get(name), label=files["label"].get(name))
+        name: Pair(name, path, *(files[kind].get(name) for kind in ("eo", "label", EO_BEFORE)))
         for name, path in files["sar"].items()
     }
     return Pool(pairs=pairs, faults=tuple(faults))

@@ -1,8 +1,8 @@
 """OMBRIA: Sentinel-1 and Sentinel-2 before and after eleven floods, with the mapped flood.
 
 The authors' layout is `OmbriaS1/{train,test}/{AFTER,MASK}/S1_{after,mask}_NNNN.png` and
-`OmbriaS2/{train,test}/AFTER/S2_after_NNNN.png`. Copies that carry `label/<scene>_NNNN.png` (0 dry, 1 flood,
-255 void) and `splits/<scheme>/{train,val,test}.txt` beside it are converted with these.
+`OmbriaS2/{train,test}/{BEFORE,AFTER}/S2_{before,after}_NNNN.png`. Copies that carry `label/<scene>_NNNN.png`
+(0 dry, 1 flood, 255 void) and `splits/<scheme>/{train,val,test}.txt` beside it are converted with these.
 
 Source: Drakonakis et al. (2022), "OmbriaNet", IEEE JSTARS.
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from hfd_edge.config import DatasetConfig, EoInput, SarInput, write_toml
+from hfd_edge.datasets.layout import EO_BEFORE
 from hfd_edge.errors import DatasetError, RasterError
 from hfd_edge.files import atomic_folder, write_text
 from hfd_edge.progress import Progress, silent
@@ -51,16 +52,17 @@ class _Tile:
     number: int
     sar: Path
     eo: Path
+    eo_before: Path
     mask: Path
 
 
 def convert(src: Path, dst: Path, *, progress: Progress = silent) -> None:
     """Write OMBRIA as a data folder with common folders and split lists.
 
-    SAR, EO and given labels are copied byte for byte. Without `label/`, labels come from the authors' masks
-    (0 and 255 become 0 and 1). Without `splits/`, the scheme is called 'authors': their train and test
-    folders, with a tenth of train as val, taken in runs of consecutive numbers because neighbouring numbers
-    show neighbouring ground.
+    SAR, EO of both dates and given labels are copied byte for byte. Without `label/`, labels come from the
+    authors' masks (0 and 255 become 0 and 1). Without `splits/`, the scheme is called 'authors': their train
+    and test folders, with a tenth of train as val, taken in runs of consecutive numbers because neighbouring
+    numbers show neighbouring ground.
 
     Args:
         src: Folder that holds OmbriaS1/ and OmbriaS2/.
@@ -75,12 +77,13 @@ def convert(src: Path, dst: Path, *, progress: Progress = silent) -> None:
     tiles = _tiles(src, given)
     schemes = _given_splits(src, tiles) if (src / "splits").is_dir() else {"authors": _authors_split(tiles)}
     with atomic_folder(Path(dst)) as out:
-        for kind in ("sar", "eo", "label"):
+        for kind in ("sar", "eo", EO_BEFORE, "label"):
             (out / kind).mkdir()
         for done, tile in enumerate(tiles):
             progress(done, len(tiles), f"convert ombria {tile.name}")
             shutil.copyfile(tile.sar, out / "sar" / f"{tile.name}.png")
             shutil.copyfile(tile.eo, out / "eo" / f"{tile.name}.png")
+            shutil.copyfile(tile.eo_before, out / EO_BEFORE / f"{tile.name}.png")
             _write_label(src, tile, out / "label" / f"{tile.name}.png")
         for scheme, splits in schemes.items():
             for split, names in splits.items():
@@ -102,9 +105,10 @@ def _tiles(src: Path, given: dict[int, str]) -> list[_Tile]:
                 number=number,
                 sar=sar,
                 eo=src / "OmbriaS2" / part / "AFTER" / f"S2_after_{sar.stem[-4:]}.png",
+                eo_before=src / "OmbriaS2" / part / "BEFORE" / f"S2_before_{sar.stem[-4:]}.png",
                 mask=src / "OmbriaS1" / part / "MASK" / f"S1_mask_{sar.stem[-4:]}.png",
             )
-            for path in (tile.eo, tile.mask):
+            for path in (tile.eo, tile.eo_before, tile.mask):
                 if not path.is_file():
                     raise DatasetError(
                         f"{sar} has no partner {path}. Fetch the missing file, or remove the tile."

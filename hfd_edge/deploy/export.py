@@ -57,7 +57,7 @@ def export_run(
     Returns:
         The new bundle.
     Raises:
-        ExportError: the run is a teacher, an option is out of range, or ONNX and weights differ.
+        ExportError: the run is no student, an option is out of range, or ONNX and weights differ.
         CheckpointError: the run is damaged or is none.
         DatasetError: the data are not what the student was trained for.
         StorageError: `out` exists or cannot be written.
@@ -103,11 +103,8 @@ def _open_student(path: Path, folder: PairFolder | None) -> Run:
     from hfd_edge.hfdnet.run import Run
 
     run = Run.open(path)
-    if run.info.kind != "student":
-        raise ExportError(
-            f"{path} is a teacher: it takes optical images, which the device does not have. Export the run "
-            "folder of a student."
-        )
+    if (reason := run.info.kept_back) is not None:
+        raise ExportError(f"{path} {reason}. Export the run folder of a student.")
     if folder is not None:
         _check_data(run, folder)
     return run

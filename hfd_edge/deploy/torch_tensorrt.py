@@ -114,7 +114,7 @@ def compile_run(
             can run, or a program that computes something else than the weights.
         MissingExtraError: torch or torch-tensorrt is not installed.
         CheckpointError: the run is damaged or is none.
-        ExportError: the run is a teacher, or tile_px is out of range.
+        ExportError: the run is no student, or tile_px is out of range.
         StorageError: `out` cannot be written.
 
     The file is PyTorch's .pt2 archive, which may hold pickled parts: load it only when it passes
@@ -217,11 +217,8 @@ def _student(path: Path | str, tile_px: int | None) -> tuple[Run, int]:
     from hfd_edge.hfdnet.run import Run
 
     run = Run.open(Path(path))
-    if run.info.kind != "student":
-        raise ExportError(
-            f"{path} is a teacher: it takes optical images, which the device does not have. Compile the run "
-            "folder of a student."
-        )
+    if (reason := run.info.kept_back) is not None:
+        raise ExportError(f"{path} {reason}. Compile the run folder of a student.")
     tile_px = run.recipe.deploy.tile_px if tile_px is None else tile_px
     if tile_px < MULTIPLE_PX or tile_px % MULTIPLE_PX:
         raise ExportError(

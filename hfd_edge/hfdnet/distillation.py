@@ -8,7 +8,9 @@ whatever the precision of the maps.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -30,12 +32,51 @@ TERMS: dict[str, tuple[str, ...]] = {
 
 _EPSILON = 1e-5
 
+_LEAST_SIDES = 8
+"""A search shifts by no more than a map's side over this: a shift leaves cells without partner at the edges,
+and few cells match anything."""
+
 
 class Temperatures(NamedTuple):
     """Softening of the two losses that compare distributions."""
 
     cwd: float = 4.0
     logits: float = 1.0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How two maps are brought together before a loss compares them.
+
+    Attributes:
+        pool: Average 3x3 (stride 1) first.
+        tolerance_px: Then search the shift, up to this in pixels of the input and at least one cell of the
+            map, at which they fit best; 0 searches none. See `register`.
+    """
+
+    pool: bool = False
+    tolerance_px: int = 0
+
+    def __call__(
+        self, student: Tensor, teacher: Tensor, *, mask: Tensor | None, stride: int
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Both maps in float32 and the cells that count.
+
+        Args:
+            student: Projected map (batch, channels, rows, cols).
+            teacher: The teacher's map, same shape; no gradient flows into it.
+            mask: bool at the input's size, or None.
+            stride: Pixels of the input to a cell.
+        """
+        mine, other = student.float(), teacher.detach().float()
+        if self.pool:
+            mine, other = (
+                F.avg_pool2d(features, 3, stride=1, padding=1, count_include_pad=False)
+                for features in (mine, other)
+            )
+        cells = _at_size(mask, mine.shape[2:])
+        radius = min(-(-self.tolerance_px // stride), min(mine.shape[2:]) // _LEAST_SIDES)
+        return register(mine, other, radius=radius, mask=cells)
 
 
 class Hfdm(nn.Module):
@@ -73,14 +114,13 @@ def segmentation_losses(logits: Tensor, label: Tensor, *, ignore_index: int) -> 
     in them (Milletari et al., 2016, with plain sums).
 
     Args:
-        logits: (batch, classes, rows/4, cols/4).
+        logits: (batch, classes, rows/4, cols/4) of HFD-Net, (batch, classes, rows, cols) of a baseline.
         label: Class ids (batch, rows, cols), any integer type.
         ignore_index: Label of unknown pixels, which have no effect.
     Returns:
         "ce" and "dice", scalars; both 0 when no pixel is known.
     """
-    rows, cols = logits.shape[2] * LOGITS_STRIDE, logits.shape[3] * LOGITS_STRIDE
-    log_probability = upsample(logits.float(), size=(rows, cols)).log_softmax(1)
+    log_probability = upsample(logits.float(), size=label.shape[1:]).log_softmax(1)
     known = label != ignore_index
     truth = torch.where(known, label, 0).long()
     count = known.sum().clamp(min=1)
@@ -105,7 +145,7 @@ def distillation_losses(
     terms: Sequence[str],
     hfdm: Hfdm | None,
     temperatures: Temperatures = Temperatures(),
-    pool: bool = False,
+    comparison: Comparison = Comparison(),
     mask: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The unweighted losses that carry the teacher's knowledge into the student.
@@ -116,7 +156,7 @@ def distillation_losses(
         terms: Names in `TERMS`' values.
         hfdm: Projectors of the student's maps; may be None when `terms` is only "logits".
         temperatures: Softening.
-        pool: Average 3x3 (stride 1) before maps are compared, for pairs misregistered by a few pixels.
+        comparison: What is done about pairs that are misregistered by a few pixels.
         mask: bool (batch, rows, cols) at the input's size; other pixels have no effect. None is all. A
             cell of a map counts when at least half of its pixels do.
     Returns:
@@ -131,25 +171,69 @@ def distillation_losses(
     if set(terms) - {"logits"}:
         if hfdm is None:
             raise ValueError(f"terms {list(terms)} compare feature maps and need the projectors (hfdm)")
-        pairs = [
-            (_prepare(mine, pool=pool), _prepare(other.detach(), pool=pool))
+        width_px = student.logits.shape[3] * LOGITS_STRIDE
+        maps = [
+            comparison(mine, other, mask=mask, stride=width_px // mine.shape[3])
             for mine, other in zip(hfdm(student.features), teacher.features, strict=True)
         ]
-        masks = [_at_size(mask, mine.shape[2:]) for mine, _ in pairs]
         for term, loss in (("hint", hint_loss), ("feature", feature_loss)):
             if term in terms:
-                losses[term] = _mean([loss(a, b, mask=m) for (a, b), m in zip(pairs, masks, strict=True)])
+                losses[term] = _mean([loss(a, b, mask=m) for a, b, m in maps])
         if "cwd" in terms:
-            tau = temperatures.cwd
-            losses["cwd"] = _mean(
-                [cwd_loss(a, b, temperature=tau, mask=m) for (a, b), m in zip(pairs, masks, strict=True)]
-            )
+            losses["cwd"] = _mean([cwd_loss(a, b, temperature=temperatures.cwd, mask=m) for a, b, m in maps])
     if "logits" in terms:
-        cells = _at_size(mask, student.logits.shape[2:])
-        losses["logits"] = logits_loss(
-            student.logits, teacher.logits, temperature=temperatures.logits, mask=cells
-        )
+        searched = replace(comparison, pool=False)  # an average of logits would be no label
+        mine, other, cells = searched(student.logits, teacher.logits, mask=mask, stride=LOGITS_STRIDE)
+        losses["logits"] = logits_loss(mine, other, temperature=temperatures.logits, mask=cells)
     return losses
+
+
+def register(
+    student: Tensor, teacher: Tensor, *, radius: int, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Cut two maps to one window, the teacher's where it fits the student's best.
+
+    One shift for each image, not for each window of it: what is left after co-registration (orbit, time
+    offset, mean height) moves a crop of a few hundred pixels as a whole, and the losses normalise over the
+    whole map. A search in small windows finds a match anywhere, in noise too, and teaches less. The same
+    inner cells of the student are compared at every shift, so no shift is cheaper for having fewer. Shifts
+    are whole cells: below one, pooling is the remedy.
+
+    Source: the shift-compensated error of the PROBA-V super-resolution challenge (Maertens et al., 2019),
+    there of one band and also used as a loss. Distance here is that of `feature_loss`, blind to scale and
+    offset; all terms then use the shift that it finds.
+
+    Args:
+        student: Projected map (batch, channels, rows, cols); the gradient passes the cut.
+        teacher: The teacher's map, same shape.
+        radius: Largest shift along each axis, cells; less than half a side.
+        mask: bool (batch, rows, cols) of the student's cells that count, or None for all.
+    Returns:
+        The student's map without `radius` cells at each border, the teacher's of the same size, and the
+        mask's. As given when radius is 0.
+    """
+    if radius == 0:
+        return student, teacher, mask
+    rows, cols = (side - 2 * radius for side in student.shape[2:])
+    inner = slice(radius, radius + rows), slice(radius, radius + cols)
+    mine, cells = student[..., inner[0], inner[1]], None if mask is None else mask[:, inner[0], inner[1]]
+    # The nearest first: where all fit alike, nothing is shifted.
+    tops = sorted(
+        itertools.product(range(2 * radius + 1), repeat=2),
+        key=lambda top: (top[0] - radius) ** 2 + (top[1] - radius) ** 2,
+    )
+    with torch.no_grad():
+        standard = _standardise(mine.float(), cells)
+        distances = []
+        for top, left in tops:
+            window = teacher[..., top : top + rows, left : left + cols].float()
+            difference = (standard - _standardise(window, cells)).square()
+            distances.append((difference if cells is None else difference * cells[:, None]).sum((1, 2, 3)))
+        best = torch.tensor(tops, device=teacher.device)[torch.stack(distances).argmin(0)]
+        down = best[:, 0, None, None] + torch.arange(rows, device=teacher.device)[:, None]
+        right = best[:, 1, None, None] + torch.arange(cols, device=teacher.device)
+        batch = torch.arange(len(teacher), device=teacher.device)[:, None, None]
+        return mine, teacher[batch, :, down, right].movedim(3, 1), cells
 
 
 def hint_loss(student: Tensor, teacher: Tensor, *, mask: Tensor | None = None) -> Tensor:
@@ -218,13 +302,6 @@ def teacher_is_right(logits: Tensor, label: Tensor) -> Tensor:
     """
     predicted = upsample(logits.float(), size=label.shape[1:]).argmax(1)
     return predicted == label
-
-
-def _prepare(features: Tensor, *, pool: bool) -> Tensor:
-    features = features.float()
-    if not pool:
-        return features
-    return F.avg_pool2d(features, 3, stride=1, padding=1, count_include_pad=False)
 
 
 def _at_size(mask: Tensor | None, size: Sequence[int]) -> Tensor | None:

@@ -70,7 +70,7 @@ def build_encoder(name: str, *, bands: int, pretrained: bool) -> Encoder:
     encoder = Encoder(_create(name, in_chans=bands), name=name)
     _check_features(encoder, name=name, bands=bands)
     if pretrained:
-        weights = _imagenet_weights(name)
+        weights = imagenet_weights(name)
         encoder.body.load_state_dict(adapt_bands(weights, encoder.body.state_dict()))
     return encoder
 
@@ -150,7 +150,13 @@ def _create(name: str, *, in_chans: int, pretrained: bool = False) -> nn.Module:
     return body
 
 
-def _imagenet_weights(name: str) -> dict[str, Tensor]:
+def imagenet_weights(name: str) -> dict[str, Tensor]:
+    """State dict of an encoder's body for three bands; see `build_encoder` for where it comes from.
+
+    Raises:
+        RecipeError: the weights cannot be fetched.
+        CheckpointError: the offline weights do not match the encoder.
+    """
     if name == _OFFLINE_NAME:
         try:
             package = require(_OFFLINE_MODULE, extra="train", purpose="ImageNet initialisation")

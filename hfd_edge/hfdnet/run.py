@@ -25,9 +25,10 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors_torch
 from torch import Tensor
 
-from hfd_edge.config import DatasetConfig, Recipe, Rgb, Strict, read_toml, write_toml
+from hfd_edge.config import DatasetConfig, Recipe, Rgb, Strict, TeacherInputs, read_toml, write_toml
 from hfd_edge.errors import CheckpointError
 from hfd_edge.files import atomic_folder, write_bytes, write_json, write_text
+from hfd_edge.hfdnet import baselines
 from hfd_edge.hfdnet.network import HfdNet, from_recipe
 from hfd_edge.sar.preprocessing import Preprocessing
 
@@ -44,13 +45,24 @@ class RunInfo(Strict):
     """`run.json`: what the network is and where it comes from."""
 
     schema_version: Literal[1] = 1
-    kind: Literal["teacher", "student"] = Field(description="teacher: takes EO; student: takes SAR.")
+    kind: Literal["teacher", "student", "baseline"] = Field(
+        description="teacher: takes EO; student: takes SAR; baseline: another network that takes SAR."
+    )
+    arch: str | None = Field(
+        default=None, description="Baselines only: see hfd_edge.hfdnet.baselines.ARCHITECTURES."
+    )
     dataset: DatasetConfig
-    preprocessing: Preprocessing | None = Field(default=None, description="SAR input; students only.")
+    preprocessing: Preprocessing | None = Field(default=None, description="SAR input, if it takes SAR.")
+    inputs: TeacherInputs | None = Field(
+        default=None, description="What a teacher sees; teachers only. Older runs have none: they see 'eo'."
+    )
     eo_mean: tuple[float, ...] | None = Field(default=None, description="EO, values 0 to 1; teachers only.")
     eo_std: tuple[float, ...] | None = None
     data_sha256: str = Field(description="Hash of the data folder.")
     teacher_sha256: str | None = Field(default=None, description="Hash of the teacher's weights, if any.")
+    unlabelled_sha256: tuple[str, ...] = Field(
+        default=(), description="Hashes of the folders of unlabelled pairs that were distilled, too."
+    )
     qat_sha256: str | None = Field(
         default=None,
         description="Hash of the student's weights that quantisation-aware training started from, if it did.",
@@ -61,15 +73,28 @@ class RunInfo(Strict):
 
     @model_validator(mode="after")
     def _input_known(self) -> RunInfo:
-        if self.kind == "student" and self.preprocessing is None:
-            raise ValueError("a student needs 'preprocessing'")
+        if self.kind != "teacher" and self.preprocessing is None:
+            raise ValueError(f"a {self.kind} needs 'preprocessing'")
+        if (self.kind == "baseline") != (self.arch is not None):
+            raise ValueError("a baseline, and nothing else, has 'arch'")
         if self.kind == "teacher" and (
             self.eo_mean is None or self.eo_std is None or self.dataset.eo is None
         ):
             raise ValueError("a teacher needs 'eo_mean', 'eo_std' and 'dataset.eo'")
+        if self.inputs == "eo+sar" and self.preprocessing is None:
+            raise ValueError("a teacher of inputs 'eo+sar' needs 'preprocessing'")
         if self.qat_sha256 is not None and self.kind != "student":
             raise ValueError("only a student can have 'qat_sha256'")
         return self
+
+    @property
+    def kept_back(self) -> str | None:
+        """Why this run is not for devices, as the rest of a sentence; None of a student."""
+        if self.kind == "teacher":
+            return "is a teacher: it takes optical images, which the device does not have"
+        if self.kind == "baseline":
+            return f"is a baseline ({self.arch}): baselines are for comparison, and are not exported"
+        return None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -82,12 +107,19 @@ class RunInfo(Strict):
         return self.dataset.palette
 
     @property
+    def sees(self) -> TeacherInputs:
+        """What a teacher sees."""
+        return self.inputs or "eo"
+
+    @property
     def bands(self) -> int:
         """Input bands of the network."""
-        if self.kind == "student":
-            return len(self.dataset.sar.bands)
+        sar = len(self.dataset.sar.bands)
+        if self.kind != "teacher":
+            return sar
         assert self.dataset.eo is not None
-        return len(self.dataset.eo.bands)
+        eo = len(self.dataset.eo.bands)
+        return {"eo": eo, "eo+sar": eo + sar, "eo before+after": 2 * eo}[self.sees]
 
 
 class Quantizers(Strict):
@@ -158,7 +190,7 @@ class Run:
         """The resumable checkpoint."""
         return self.path / CHECKPOINT_NAME
 
-    def network(self) -> HfdNet:
+    def network(self) -> HfdNet | baselines.Baseline:
         """Build the network with the best weights, on the CPU, in evaluation mode.
 
         Raises:
@@ -174,10 +206,13 @@ class Run:
         load_state(network, weights, source=self.weights_path)
         return network.eval()
 
-    def untrained_network(self, *, pretrained: bool = False) -> HfdNet:
+    def untrained_network(self, *, pretrained: bool = False) -> HfdNet | baselines.Baseline:
         """Build the recipe's network for this run's input; `pretrained` as in `network.from_recipe`."""
-        return from_recipe(
-            self.recipe.network, bands=self.info.bands, classes=len(self.info.classes), pretrained=pretrained
+        recipe, bands, classes = self.recipe.network, self.info.bands, len(self.info.classes)
+        if self.info.arch is None:
+            return from_recipe(recipe, bands=bands, classes=classes, pretrained=pretrained)
+        return baselines.from_recipe(
+            recipe, arch=self.info.arch, bands=bands, classes=classes, pretrained=pretrained
         )
 
     def metrics(self) -> dict[str, Any]:

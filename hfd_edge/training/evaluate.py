@@ -16,7 +16,7 @@ from hfd_edge.datasets.augment import Sample
 from hfd_edge.datasets.folder import PairFolder
 from hfd_edge.errors import DatasetError
 from hfd_edge.hfdnet.alignment import upsample
-from hfd_edge.hfdnet.network import LOGITS_STRIDE, MULTIPLE_PX
+from hfd_edge.hfdnet.network import MULTIPLE_PX
 from hfd_edge.hfdnet.run import Run
 from hfd_edge.metrics import Confusion
 from hfd_edge.progress import Progress, silent
@@ -44,14 +44,20 @@ class Scorer:
     batch_px: int = _BATCH_PX
 
     def __call__(
-        self, network: Callable[[Tensor], Tensor], *, text: str, progress: Progress = silent
+        self,
+        network: Callable[[Tensor], Tensor],
+        *,
+        text: str,
+        progress: Progress = silent,
+        counts: dict[str, NDArray[np.int64]] | None = None,
     ) -> Confusion:
         """Run all tiles.
 
         Args:
-            network: Standardised pixels to logits at stride 4; in evaluation mode.
+            network: Standardised pixels to logits at stride 4, or at full size; in evaluation mode.
             text: Name of the work, for `progress`.
             progress: Counts tiles.
+            counts: Takes the confusion counts of each tile, by the pair's name.
         Returns:
             The confusion matrix over all labelled pixels.
         Raises:
@@ -61,12 +67,14 @@ class Scorer:
         confusion = Confusion(config.classes, ignore_index=config.ignore_index)
         for tiles in self._groups():
             progress(confusion.tiles, len(self.store), f"{text} mIoU {confusion.miou:.3f}")
-            takes_sar = self.store.preprocessing is not None
-            pixels = np.stack([_input(tile, takes_sar=takes_sar) for tile in tiles])
+            pixels = np.stack([_input(tile) for tile in tiles])
             for tile, labels in zip(tiles, predict_labels(network, pixels, device=self.device), strict=True):
-                if takes_sar:
+                if tile.eo is None:
                     labels = np.where((tile.sar != 0).any(axis=0), labels, np.uint8(NODATA_LABEL))
+                before, pair = confusion.counts.copy(), self.store.pairs[confusion.tiles]
                 confusion.add(tile.label, labels)
+                if counts is not None:
+                    counts[pair.name] = confusion.counts - before
         progress(len(self.store), len(self.store), f"{text} mIoU {confusion.miou:.3f}")
         return confusion
 
@@ -92,7 +100,7 @@ def predict_labels(
     Sides that are no multiple of 32 are padded at the bottom and the right by repeating the edge.
 
     Args:
-        network: Pixels to logits at stride 4.
+        network: Pixels to logits at stride 4, or at full size.
         pixels: (batch, bands, rows, cols).
         device: Where the network is.
     Returns:
@@ -103,21 +111,27 @@ def predict_labels(
     with torch.inference_mode():
         whole = F.pad(images(pixels).to(device), padding, mode="replicate")
         logits = network(whole).float()
-        size = (logits.shape[2] * LOGITS_STRIDE, logits.shape[3] * LOGITS_STRIDE)
-        labels = upsample(logits, size=size).argmax(1)[:, :rows, :cols]
+        labels = upsample(logits, size=whole.shape[2:]).argmax(1)[:, :rows, :cols]
     return np.asarray(labels.to(torch.uint8).cpu().numpy())
 
 
 def evaluate_run(
-    run: Run, folder: PairFolder, *, split: str = "test", progress: Progress = silent
+    run: Run,
+    folder: PairFolder,
+    *,
+    split: str = "test",
+    progress: Progress = silent,
+    counts: dict[str, NDArray[np.int64]] | None = None,
 ) -> dict[str, Any]:
-    """Measure a run's best weights: students on SAR, teachers on EO.
+    """Measure a run's best weights: students on SAR, teachers on what they see.
 
     Args:
         run: Trained run.
         folder: Data with the same classes and input.
-        split: "train", "val" or "test"; pairs without label (and, for a teacher, without EO) are left out.
+        split: "train", "val" or "test"; pairs without label, or without EO that a teacher sees, are left
+            out.
         progress: Counts tiles.
+        counts: Takes the confusion counts of each tile, by the pair's name.
     Returns:
         miou, iou per class, accuracy (0 to 1), pixels, tiles, backend "torch", precision "fp32".
     Raises:
@@ -125,17 +139,24 @@ def evaluate_run(
         CheckpointError: the run has no usable weights.
     """
     teacher, trained = run.info.kind == "teacher", run.info.dataset
-    pixels = {"eo": trained.eo} if teacher else {"sar": trained.sar}
-    folder.require_fit("the run", classes=trained.classes, **pixels)
+    takes_sar = run.info.preprocessing is not None
+    folder.require_fit(
+        "the run",
+        classes=trained.classes,
+        sar=trained.sar if takes_sar else None,
+        eo=trained.eo if teacher else None,
+    )
     pairs = [
         pair
         for pair in folder.pairs(split)
-        if pair.label is not None and (pair.eo is not None or not teacher)
+        if pair.label is not None and (not teacher or pair.shows(run.info.sees))
     ]
-    store = TileStore(folder, pairs, run.info.preprocessing, eo_statistics_of(run), TileCache(0))
+    store = TileStore(
+        folder, pairs, run.info.preprocessing, eo_statistics_of(run), TileCache(0), run.info.sees
+    )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = run.network().to(device, memory_format=torch.channels_last)
-    confusion = Scorer(store, device)(network, text=f"evaluate {split}", progress=progress)
+    confusion = Scorer(store, device)(network, text=f"evaluate {split}", progress=progress, counts=counts)
     if confusion.pixels == 0:
         raise DatasetError(
             f"Split '{split}' of {folder.root} has no labelled pixel for a {run.info.kind} ({len(pairs)} "
@@ -152,8 +173,6 @@ def eo_statistics_of(run: Run) -> EoStatistics | None:
     return EoStatistics(run.info.eo_mean, run.info.eo_std)
 
 
-def _input(tile: Sample, *, takes_sar: bool) -> NDArray[np.float32]:
-    if takes_sar:
-        return tile.sar
-    assert tile.eo is not None
-    return tile.eo
+def _input(tile: Sample) -> NDArray[np.float32]:
+    """All bands that a store loads: EO, as far as it does, and SAR behind, as in `teacher_pixels`."""
+    return tile.sar if tile.eo is None else np.concatenate([tile.eo, tile.sar])

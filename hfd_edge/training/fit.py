@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hfd_edge.config import DistillRecipe, Recipe
 from hfd_edge.datasets.folder import PairFolder
-from hfd_edge.datasets.layout import Pair
 from hfd_edge.datasets.statistics import eo_statistics, fit_preprocessing
 from hfd_edge.files import sha256
-from hfd_edge.hfdnet.distillation import TERMS, Hfdm, Temperatures
+from hfd_edge.hfdnet.distillation import TERMS, Comparison, Hfdm, Temperatures
 from hfd_edge.hfdnet.encoder import adapt_bands
 from hfd_edge.hfdnet.network import HfdNet
 from hfd_edge.hfdnet.run import Run
 from hfd_edge.progress import Progress, silent
+from hfd_edge.sar.preprocessing import Preprocessing
 from hfd_edge.training.checkpoint import TrainingState
 from hfd_edge.training.evaluate import eo_statistics_of
 from hfd_edge.training.loop import OnEpoch, Plan, Trainer, identity_of, make_fabric, reproducible
 from hfd_edge.training.objective import Distillation, Objective
+from hfd_edge.training.pairs import join_unlabelled, open_unlabelled, student_pairs, teacher_pairs
 from hfd_edge.training.preparation import (
     make_batches,
     make_schedule,
     open_teacher,
     refuse_existing,
+    refuse_other_sar,
     reopen,
     run_info,
-    usable,
+    with_inputs_of,
 )
 from hfd_edge.training.samples import EoStatistics, TileCache, TileStore
 
@@ -41,10 +44,10 @@ def train_teacher(
     progress: Progress = silent,
     on_epoch: OnEpoch | None = None,
 ) -> Run:
-    """Train the teacher on the EO images of the labelled pairs.
+    """Train the teacher on the labelled pairs that have what it sees (teacher.inputs).
 
     Args:
-        folder: Data; train and val need EO and labels.
+        folder: Data; train and val need pairs with EO and labels, others are left out.
         recipe: How. With network.init = "teacher", which is the student's, the teacher starts from ImageNet.
         out: Run folder; must not exist, unless `resume`.
         resume: Go on with the run in `out` from its last checkpoint. On a CPU, the result is bit for bit
@@ -61,25 +64,26 @@ def train_teacher(
     """
     out = Path(out)
     fabric = make_fabric(recipe.training.precision)
-    train = usable(folder, "train", eo=True, label=True)
-    val = usable(folder, "val", eo=True, label=True)
+    inputs = recipe.teacher.inputs
+    train, val = (teacher_pairs(folder, split, inputs) for split in ("train", "val"))
     if resume:
         run = reopen(out, recipe, kind="teacher", data_sha256=folder.sha256, teacher_sha256=None)
     else:
         refuse_existing(out)
         mean, std = eo_statistics(folder, progress=progress)
-        run = Run(out, recipe, run_info(folder, kind="teacher", eo_mean=mean, eo_std=std))
+        preprocessing = _preprocessing(folder, recipe, progress) if inputs == "eo+sar" else None
+        fields = {"eo_mean": mean, "eo_std": std, "inputs": inputs, "preprocessing": preprocessing}
+        run = Run(out, recipe, run_info(folder, kind="teacher", **fields))
     with reproducible(fabric.device, recipe.training.seed):
         network = run.untrained_network(pretrained=recipe.network.init != "random")
         cache, eo = TileCache(recipe.training.cache_mb), eo_statistics_of(run)
-        batches = make_batches(
-            run, TileStore(folder, train, None, eo, cache), eo_jitter=recipe.training.eo_jitter
-        )
+        store = TileStore(folder, train, run.info.preprocessing, eo, cache, inputs)
+        batches = make_batches(run, store, eo_jitter=recipe.training.eo_jitter)
         plan = Plan(
             run=run,
             objective=Objective(network, ignore_index=folder.config.ignore_index),
             batches=batches,
-            validation=TileStore(folder, val, None, eo, cache),
+            validation=replace(store, pairs=val),
             schedule=make_schedule(run, batches, ramp=0),
         )
         return execute(plan, fabric, resume=resume, progress=progress, on_epoch=on_epoch)
@@ -91,6 +95,7 @@ def train_student(
     out: Path,
     *,
     teacher: Path | None = None,
+    unlabelled: Sequence[Path] = (),
     resume: bool = False,
     progress: Progress = silent,
     on_epoch: OnEpoch | None = None,
@@ -98,10 +103,13 @@ def train_student(
     """Train the student on SAR, distilling from a frozen teacher as `recipe.distill` says.
 
     Args:
-        folder: Data; distillation needs EO for every training pair, labels may be missing for some.
+        folder: Data. Training pairs may lack the label, then they distil alone, or the EO that the teacher
+            sees, then their label alone counts.
         recipe: How. distill.method = "none" is the SAR-only network.
         out: Run folder; must not exist, unless `resume`.
-        teacher: The teacher's run folder; not used when nothing is taken from a teacher.
+        teacher: The teacher's run folder; not used when nothing is taken from a teacher. What it sees is
+            what teacher.inputs in the run's own recipe says afterwards.
+        unlabelled: Data folders whose training pairs of SAR and EO distil, too; see distill.unlabelled.
         resume: As in `train_teacher`.
         progress: Counts steps.
         on_epoch: Called with the run folder and the history after each epoch, and when a run is resumed.
@@ -112,47 +120,45 @@ def train_student(
         RecipeError: the teacher is missing or does not fit, the recipe does not fit the machine, or
             training diverged.
         StorageError: `out` exists (without `resume`), or cannot be written.
-        CheckpointError: the teacher is no finished run; `resume` with another recipe, other data or
-            another teacher; or a damaged checkpoint.
+        CheckpointError: the teacher is no finished run; `resume` with another recipe, other data, another
+            teacher or other unlabelled pairs; or a damaged checkpoint.
     """
     out = Path(out)
     fabric = make_fabric(recipe.training.precision)
     source = open_teacher(teacher, recipe, folder)
+    recipe = with_inputs_of(source, recipe)
     student_pairs(folder, recipe)
-    teacher_sha256 = None if source is None else sha256(source.weights_path)
+    joining = open_unlabelled(unlabelled, recipe, folder, source)
+    hashes: dict[str, Any] = {
+        "teacher_sha256": None if source is None else sha256(source.weights_path),
+        "unlabelled_sha256": tuple(other.sha256 for other in joining),
+    }
     if resume:
-        run = reopen(out, recipe, kind="student", data_sha256=folder.sha256, teacher_sha256=teacher_sha256)
+        run = reopen(out, recipe, kind="student", data_sha256=folder.sha256, **hashes)
     else:
         refuse_existing(out)
-        settings = recipe.preprocessing
-        preprocessing = fit_preprocessing(
-            folder,
-            speckle=settings.speckle,
-            window_px=settings.window_px,
-            clip_percentile=settings.clip_percentile,
-            progress=progress,
-        )
-        info = run_info(folder, kind="student", preprocessing=preprocessing, teacher_sha256=teacher_sha256)
-        run = Run(out, recipe, info)
+        preprocessing = _preprocessing(folder, recipe, progress)
+        run = Run(out, recipe, run_info(folder, kind="student", preprocessing=preprocessing, **hashes))
+    if source is not None:
+        refuse_other_sar(source, run.info.preprocessing)
     with reproducible(fabric.device, recipe.training.seed):
         network = run.untrained_network(pretrained=recipe.network.init == "imagenet")
         expert = None if source is None else source.network()
         if recipe.network.init == "teacher" and expert is not None:
             network.load_state_dict(adapt_bands(expert.state_dict(), network.state_dict()))
         eo = None if source is None else eo_statistics_of(source)
-        plan = student_plan(run, folder, network, expert=expert, eo=eo)
+        plan = student_plan(run, folder, network, expert=expert, eo=eo, unlabelled=joining)
         return execute(plan, fabric, resume=resume, progress=progress, on_epoch=on_epoch)
 
 
-def student_pairs(folder: PairFolder, recipe: Recipe) -> tuple[Sequence[Pair], Sequence[Pair]]:
-    """Pairs of train and val that have what the recipe needs. Raises DatasetError."""
-    distils = recipe.distill.method != "none"
-    train = usable(folder, "train", eo=distils, label=not distils)
-    return train, usable(folder, "val", eo=False, label=True)
-
-
 def student_plan(
-    run: Run, folder: PairFolder, network: HfdNet, *, expert: HfdNet | None, eo: EoStatistics | None
+    run: Run,
+    folder: PairFolder,
+    network: HfdNet,
+    *,
+    expert: HfdNet | None,
+    eo: EoStatistics | None,
+    unlabelled: Sequence[PairFolder] = (),
 ) -> Plan:
     """A student's training as its recipe says.
 
@@ -162,14 +168,16 @@ def student_plan(
         network: With its first weights; with quantisers where the run is a quantisation-aware training.
         expert: The teacher; None when the recipe takes nothing from it.
         eo: How the teacher's input is standardised.
+        unlabelled: Folders whose pairs distil, too.
     """
     recipe, preprocessing, tunes = run.recipe, run.info.preprocessing, run.info.qat_sha256 is not None
-    train, val = student_pairs(folder, recipe)
+    train, val = student_pairs(folder, recipe, tell=True)
     distils = recipe.distill.method != "none"
     cache = TileCache(recipe.training.cache_mb)
-    store = TileStore(folder, train, preprocessing, eo if distils else None, cache)
+    store = TileStore(folder, train, preprocessing, eo if distils else None, cache, recipe.teacher.inputs)
     # The teacher was trained to see through jitter; undisturbed input gives the cleaner targets.
-    batches = make_batches(run, store, eo_jitter=0.0)
+    joining = join_unlabelled(unlabelled, store, batch=recipe.training.batch, share=recipe.distill.unlabelled)
+    batches = make_batches(run, store, eo_jitter=0.0, unlabelled=joining)
     objective = Objective(
         network,
         ignore_index=folder.config.ignore_index,
@@ -211,6 +219,17 @@ def execute(
     return plan.run
 
 
+def _preprocessing(folder: PairFolder, recipe: Recipe, progress: Progress) -> Preprocessing:
+    settings = recipe.preprocessing
+    return fit_preprocessing(
+        folder,
+        speckle=settings.speckle,
+        window_px=settings.window_px,
+        clip_percentile=settings.clip_percentile,
+        progress=progress,
+    )
+
+
 def _distillation(recipe: DistillRecipe) -> Distillation:
     weights: Mapping[str, float] = {
         "hint": recipe.feature_weight,
@@ -221,7 +240,7 @@ def _distillation(recipe: DistillRecipe) -> Distillation:
     return Distillation(
         weights={term: weights[term] for term in TERMS[recipe.method]},
         temperatures=Temperatures(cwd=recipe.cwd_temperature, logits=recipe.logits_temperature),
-        pool=recipe.pool,
+        comparison=Comparison(pool=recipe.pool, tolerance_px=recipe.tolerance_px),
         correct_only=recipe.correct_only,
     )
 

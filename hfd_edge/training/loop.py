@@ -25,11 +25,14 @@ from hfd_edge.progress import Progress
 from hfd_edge.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from hfd_edge.training.evaluate import Scorer
 from hfd_edge.training.objective import Objective
-from hfd_edge.training.samples import Batch, Batches, TileStore, prefetched
+from hfd_edge.training.samples import Batch, Batches, TileStore, prefetched, teacher_pixels
 from hfd_edge.training.schedule import Schedule
 
 History = list[dict[str, Any]]
 OnEpoch = Callable[[Path, History], None]
+
+_NEW_KEYS = (("teacher", "inputs"), ("distill", "tolerance_px"), ("distill", "unlabelled"))
+"""Recipe keys, younger than the first checkpoints, whose defaults train as before there were any."""
 
 _REPORT_EVERY = 10
 """Steps between looks at the loss on a GPU, where each look waits for it."""
@@ -45,7 +48,7 @@ class Plan:
         batches: Training batches.
         validation: Whole labelled tiles of the validation split.
         schedule: Learning rate and distillation weight by step.
-        teacher: Frozen EO network; None when nothing is distilled.
+        teacher: Frozen network that sees EO; None when nothing is distilled.
         projector_rate: Learning rate of the projectors relative to the network's.
         start_counts: The weights before the first step may be the best; they are epoch 0.
     """
@@ -153,7 +156,9 @@ class Trainer:
         batch = self.fabric.to_device(batch)
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.schedule.rate(step) * group["relative_rate"]
-        pixels = batch.sar if self.plan.run.info.kind == "student" else batch.eo
+        pixels = batch.sar
+        if self.plan.run.info.kind == "teacher":
+            pixels = teacher_pixels(batch, bands=self.plan.run.info.bands)
         losses = self._model(
             pixels, batch.label, self._teach(batch), batch.valid, self.plan.schedule.distillation(step)
         )
@@ -167,7 +172,7 @@ class Trainer:
             return None
         # Not inference_mode: its tensors may not take part in the student's backward pass.
         with torch.no_grad(), self.fabric.autocast():
-            return self.plan.teacher.taps(batch.eo)
+            return self.plan.teacher.taps(teacher_pixels(batch, bands=self.plan.teacher.bands))
 
     @property
     def _names(self) -> tuple[str, ...]:
@@ -335,14 +340,19 @@ def freeze(network: HfdNet) -> HfdNet:
 
 def identity_of(run: Run) -> str:
     """Hash of what a checkpoint must agree with: recipe, data, teacher, where QAT started; hex."""
-    content = {
+    recipe = training_keys(run.recipe, qat=run.info.qat_sha256 is not None)
+    content: dict[str, Any] = {
         "kind": run.info.kind,
-        "recipe": training_keys(run.recipe, qat=run.info.qat_sha256 is not None),
+        "recipe": _without_new_defaults(recipe),
         "data": run.info.data_sha256,
         "teacher": run.info.teacher_sha256,
     }
+    if run.info.unlabelled_sha256:
+        content["unlabelled"] = run.info.unlabelled_sha256
     if run.info.qat_sha256 is not None:
         content["qat"] = run.info.qat_sha256
+    if run.info.arch is not None:
+        content["arch"] = run.info.arch
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -356,6 +366,16 @@ def device_name(device: torch.device) -> str:
 def training_keys(recipe: Recipe, *, qat: bool) -> dict[str, Any]:
     """The recipe as plain values; without what only quantisation-aware training reads, unless `qat`."""
     return recipe.model_dump(mode="json", exclude=None if qat else {"qat"})
+
+
+def _without_new_defaults(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what checkpoints of earlier versions did not hash, where it changes nothing."""
+    kept = {section: dict(keys) if isinstance(keys, dict) else keys for section, keys in recipe.items()}
+    defaults = Recipe().model_dump(mode="json")
+    for section, key in _NEW_KEYS:
+        if kept[section][key] == defaults[section][key]:
+            del kept[section][key]
+    return {section: keys for section, keys in kept.items() if keys != {}}
 
 
 def _parameter_groups(

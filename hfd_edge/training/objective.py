@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from hfd_edge.hfdnet.baselines import Baseline
 from hfd_edge.hfdnet.distillation import (
+    Comparison,
     Hfdm,
     Temperatures,
     distillation_losses,
@@ -24,13 +26,13 @@ class Distillation:
     Attributes:
         weights: Weight of each term; see `hfd_edge.hfdnet.distillation.TERMS`. Empty without a teacher.
         temperatures: Softening.
-        pool: 3x3 average before comparing.
+        comparison: What is done about misregistered pairs.
         correct_only: Only pixels that the teacher gets right.
     """
 
     weights: Mapping[str, float] = field(default_factory=dict)
     temperatures: Temperatures = field(default_factory=Temperatures)
-    pool: bool = False
+    comparison: Comparison = field(default_factory=Comparison)
     correct_only: bool = False
 
 
@@ -45,7 +47,7 @@ class Objective(nn.Module):
 
     def __init__(
         self,
-        network: HfdNet,
+        network: HfdNet | Baseline,
         *,
         ignore_index: int,
         distillation: Distillation = Distillation(),
@@ -82,17 +84,19 @@ class Objective(nn.Module):
             pixels: Network input (batch, bands, rows, cols).
             label: int64 (batch, rows, cols).
             teacher: The teacher's maps for the same pixels; None without distillation.
-            valid: bool (batch, rows, cols), where SAR has data; None for everywhere. Nothing is distilled
-                elsewhere: the student cannot know what the teacher sees there.
+            valid: bool (batch, rows, cols), where SAR has data and the pair has EO; None for everywhere.
+                Nothing is distilled elsewhere: what one of both does not see it can neither teach nor learn.
             ramp: Factor of the distillation terms, 0 to 1.
         Returns:
             "loss" (their weighted sum) and each unweighted term.
         """
-        taps = self.network.taps(pixels)
-        losses = segmentation_losses(taps.logits, label, ignore_index=self._ignore_index)
+        # Baselines have no taps: nothing is distilled into them.
+        taps = None if teacher is None else self.network.taps(pixels)
+        logits = self.network(pixels) if taps is None else taps.logits
+        losses = segmentation_losses(logits, label, ignore_index=self._ignore_index)
         total = losses["ce"] + losses["dice"]
         settings = self._distillation
-        if settings.weights and teacher is not None:
+        if settings.weights and taps is not None and teacher is not None:
             mask = valid
             if settings.correct_only:
                 right = teacher_is_right(teacher.logits, label)
@@ -103,7 +107,7 @@ class Objective(nn.Module):
                 terms=tuple(settings.weights),
                 hfdm=self.hfdm,
                 temperatures=settings.temperatures,
-                pool=settings.pool,
+                comparison=settings.comparison,
                 mask=mask,
             )
             for term, loss in distilled.items():

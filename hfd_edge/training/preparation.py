@@ -6,18 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from hfd_edge.config import Recipe
+from hfd_edge.config import Recipe, TeacherRecipe
 from hfd_edge.datasets.folder import PairFolder
-from hfd_edge.datasets.layout import Pair
-from hfd_edge.errors import CheckpointError, DatasetError, RecipeError, StorageError
+from hfd_edge.errors import CheckpointError, RecipeError, StorageError
 from hfd_edge.hfdnet.network import MULTIPLE_PX
 from hfd_edge.hfdnet.run import RECIPE_NAME, Run, RunInfo, code_revision, now, package_versions
+from hfd_edge.sar.preprocessing import Preprocessing
 from hfd_edge.training.loop import training_keys
-from hfd_edge.training.samples import Augmentation, Batches, TileStore
+from hfd_edge.training.samples import Augmentation, Batches, TileStore, Unlabelled
 from hfd_edge.training.schedule import Schedule
 
 
-def make_batches(run: Run, store: TileStore, *, eo_jitter: float) -> Batches:
+def make_batches(
+    run: Run, store: TileStore, *, eo_jitter: float, unlabelled: Unlabelled | None = None
+) -> Batches:
     """The run's augmented batches of a store. Raises RecipeError."""
     training = run.recipe.training
     if training.batch == 1 and training.crop_px == MULTIPLE_PX:
@@ -33,7 +35,7 @@ def make_batches(run: Run, store: TileStore, *, eo_jitter: float) -> Batches:
         sar_gain=_sar_gain(run, training.sar_gain_db),
         ignore_index=run.info.dataset.ignore_index,
     )
-    return Batches(store, training.batch, augmentation, training.seed)
+    return Batches(store, training.batch, augmentation, training.seed, unlabelled)
 
 
 def _sar_gain(run: Run, gain_db: float) -> tuple[float, ...]:
@@ -106,36 +108,39 @@ def open_teacher(
     return run
 
 
-def usable(folder: PairFolder, split: str, *, eo: bool, label: bool) -> tuple[Pair, ...]:
-    """Pairs of a split that have what a training needs.
+def with_inputs_of(teacher: Run | None, recipe: Recipe) -> Recipe:
+    """The student's recipe, so that it says what its teacher sees; as it is without a teacher."""
+    if teacher is None:
+        return recipe
+    return recipe.model_copy(update={"teacher": TeacherRecipe(inputs=teacher.info.sees)})
 
-    Pairs without label are left out where labels are needed. Missing EO is refused where pairs are needed
-    for distillation, because leaving them out silently would change the comparison with the SAR-only run.
+
+def refuse_other_sar(teacher: Run, preprocessing: Preprocessing | None) -> None:
+    """A teacher that sees SAR sees the student's SAR input, which must be what it was trained on.
+
+    Raises:
+        RecipeError: bands, filter or statistics differ.
     """
-    pairs = folder.pairs(split)
-    if label:
-        pairs = tuple(pair for pair in pairs if pair.label is not None)
-    if not pairs:
-        raise DatasetError(
-            f"Split '{split}' of {folder.root} has no pair with a label. Add label/ files of the same "
-            "names as the sar/ files."
-        )
-    without = [pair.name for pair in pairs if eo and pair.eo is None]
-    if without:
-        raise DatasetError(
-            f"{len(without)} of {len(pairs)} pairs in split '{split}' of {folder.root} have no EO image, "
-            f"first '{without[0]}'. Add them, or take these pairs out of the split."
-        )
-    return pairs
+    if teacher.info.sees != "eo+sar" or teacher.info.preprocessing == preprocessing:
+        return
+    raise RecipeError(
+        f"The teacher {teacher.path} sees SAR as {teacher.info.preprocessing}, but the student takes "
+        f"{preprocessing}. Train both on the same data, with the same split and [preprocessing]."
+    )
 
 
-def run_info(folder: PairFolder, *, kind: Literal["teacher", "student"], **fields: Any) -> RunInfo:
+def run_info(
+    folder: PairFolder, *, kind: Literal["teacher", "student", "baseline"], **fields: Any
+) -> RunInfo:
     """What is known of a run before its first step; `fields` are further ones of `RunInfo`."""
     return RunInfo(
         kind=kind,
         dataset=folder.config,
         data_sha256=folder.sha256,
-        versions=package_versions(*(["nvidia-modelopt"] if fields.get("qat_sha256") else [])),
+        versions=package_versions(
+            *(["nvidia-modelopt"] if fields.get("qat_sha256") else []),
+            *(["segmentation-models-pytorch"] if fields.get("arch") else []),
+        ),
         commit=code_revision(),
         created=now(),
         **fields,
@@ -157,6 +162,7 @@ def reopen(
     kind: str,
     data_sha256: str,
     teacher_sha256: str | None,
+    unlabelled_sha256: tuple[str, ...] = (),
     qat_sha256: str | None = None,
 ) -> Run:
     """The run in `out`, which must be of the same recipe, data, teacher and start. Raises CheckpointError."""
@@ -177,6 +183,7 @@ def reopen(
     for what, begun, now_seen in (
         ("data (data_sha256)", run.info.data_sha256, data_sha256),
         ("teacher (teacher_sha256)", run.info.teacher_sha256, teacher_sha256),
+        ("unlabelled pairs (unlabelled_sha256)", *_hashes(run.info.unlabelled_sha256, unlabelled_sha256)),
         ("student to start from (qat_sha256)", run.info.qat_sha256, qat_sha256),
     ):
         if begun != now_seen:
@@ -185,6 +192,11 @@ def reopen(
                 "Restore it, or start again in another --out."
             )
     return run
+
+
+def _hashes(*many: tuple[str, ...]) -> tuple[str | None, ...]:
+    """Each tuple as one word, for comparison and message."""
+    return tuple(",".join(hashes) or None for hashes in many)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

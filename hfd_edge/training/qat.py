@@ -21,9 +21,18 @@ from hfd_edge.hfdnet.network import MULTIPLE_PX, HfdNet
 from hfd_edge.hfdnet.run import RECIPE_NAME, Run
 from hfd_edge.progress import Progress, silent
 from hfd_edge.training.evaluate import eo_statistics_of
-from hfd_edge.training.fit import execute, student_pairs, student_plan
+from hfd_edge.training.fit import execute, student_plan
 from hfd_edge.training.loop import OnEpoch, make_fabric, reproducible
-from hfd_edge.training.preparation import differences, open_teacher, refuse_existing, reopen, run_info
+from hfd_edge.training.pairs import student_pairs
+from hfd_edge.training.preparation import (
+    differences,
+    open_teacher,
+    refuse_existing,
+    refuse_other_sar,
+    reopen,
+    run_info,
+    with_inputs_of,
+)
 from hfd_edge.training.samples import TileCache, TileStore, images
 
 
@@ -72,8 +81,11 @@ def train_qat(
     fabric = make_fabric(recipe.training.precision)
     student = _open_student(start, recipe, folder)
     source = open_teacher(teacher, recipe, folder, initialises=False)
+    recipe = with_inputs_of(source, recipe)
+    if source is not None:
+        refuse_other_sar(source, student.info.preprocessing)
     train, _ = student_pairs(folder, recipe)
-    hashes = {
+    hashes: dict[str, Any] = {
         "teacher_sha256": None if source is None else sha256(source.weights_path),
         "qat_sha256": sha256(student.weights_path),
     }

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hfd_edge.config import TeacherInputs
 from hfd_edge.datasets.augment import Flip, Sample, augment
 from hfd_edge.datasets.folder import PairFolder
 from hfd_edge.datasets.layout import Pair
@@ -19,8 +20,9 @@ from hfd_edge.sar.preprocessing import Preprocessing
 
 Array = NDArray[Any]
 
-_PERMUTATION, _SAMPLE = 0, 1
-"""Streams of random numbers: a seed, one of these, and a counter name each generator."""
+_LABELLED, _UNLABELLED = (0, 1), (2, 3)
+"""Streams of random numbers, for the order of pairs and for their augmentation: a seed, one of these, and a
+counter name each generator."""
 
 
 class Batch(NamedTuple):
@@ -28,9 +30,11 @@ class Batch(NamedTuple):
 
     Attributes:
         sar: float32 (batch, bands, rows, cols), standardised, 0 at no-data; no bands for a teacher.
-        eo: float32 (batch, bands, rows, cols), standardised; None without a teacher.
+        eo: float32 (batch, bands, rows, cols), standardised, 0 for pairs that have none; None without a
+            teacher. Two dates lie behind one another, the later one first.
         label: int64 (batch, rows, cols).
-        valid: bool (batch, rows, cols), where SAR has data; None where it has everywhere.
+        valid: bool (batch, rows, cols), where SAR has data and the pair has EO, if EO is asked for; None for
+            everywhere.
     """
 
     sar: Tensor
@@ -83,6 +87,7 @@ class TileStore:
         preprocessing: SAR input; None leaves SAR out (zero bands), for a teacher.
         eo: EO standardisation; None leaves EO out. One of the two must be there.
         cache: May be shared by several stores.
+        inputs: Which EO images a tile takes; SAR is for `preprocessing` to say.
     """
 
     folder: PairFolder
@@ -90,27 +95,52 @@ class TileStore:
     preprocessing: Preprocessing | None
     eo: EoStatistics | None
     cache: TileCache
+    inputs: TeacherInputs = "eo"
+
+    @property
+    def eo_dates(self) -> int:
+        """EO images a tile."""
+        return 2 if self.inputs == "eo before+after" else 1
+
+    @property
+    def eo_bands(self) -> int:
+        """EO bands a tile, of all dates."""
+        return 0 if self.eo is None else self.eo_dates * len(self.eo.mean)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
-        """A tile; a pair without label is all unknown. Raises DatasetError or RadiometryError."""
+        """A tile; a pair without label is all unknown, one without the EO images has none of them.
+
+        Raises:
+            DatasetError: a file is faulty.
+            RadiometryError: SAR pixels do not fit the speckle filter.
+        """
         pair = self.pairs[index]
-        key = (pair.sar, self.preprocessing is not None, self.eo is not None)
+        key = (pair, self.preprocessing is not None, self.eo_bands)
         return self.cache.get(key, lambda: self._prepare(pair))
 
     def _prepare(self, pair: Pair) -> Sample:
-        eo = None if self.eo is None else self.eo.standardise(self.folder.load_eo(pair))
+        eo = self._eo(pair)
         label = None if pair.label is None else self.folder.load_label(pair)
         if self.preprocessing is not None:
             sar, _ = self.preprocessing(self.folder.load_sar(pair))
         else:
-            assert eo is not None
+            assert eo is not None  # who leaves SAR out leaves out pairs without EO
             sar = np.empty((0, *eo.shape[1:]), np.float32)
         if label is None:
             label = np.full(sar.shape[1:], self.folder.config.ignore_index, np.uint8)
-        return Sample(sar=sar, eo=eo, label=label)
+        return Sample(sar=sar, eo=eo, label=label, eo_dates=self.eo_dates)
+
+    def _eo(self, pair: Pair) -> Array | None:
+        """Both dates have one standardisation, so that their difference stays a difference."""
+        if self.eo is None or not pair.shows(self.inputs):
+            return None
+        after = self.eo.standardise(self.folder.load_eo(pair))
+        if self.eo_dates == 1:
+            return after
+        return np.concatenate([after, self.eo.standardise(self.folder.load_eo_before(pair))])
 
 
 @dataclass(frozen=True)
@@ -124,6 +154,44 @@ class Augmentation:
     ignore_index: int
 
 
+class Tiles(Protocol):
+    """A store, or several."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Sample: ...
+
+
+@dataclass(frozen=True)
+class JoinedStores:
+    """Stores of several folders, one behind the other."""
+
+    stores: Sequence[Tiles]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.stores))
+
+    def __getitem__(self, index: int) -> Sample:
+        """A tile, as of its store. Raises IndexError beyond the last."""
+        for store in self.stores:
+            if index < len(store):
+                return store[index]
+            index -= len(store)
+        raise IndexError(index)
+
+
+@dataclass(frozen=True)
+class Unlabelled:
+    """Pairs that join each batch for the distillation alone; their labels are not looked at.
+
+    Attributes:
+        store: Tiles, at least one.
+        batch: Samples that join each batch.
+    """
+
+    store: Tiles
+    batch: int
+
+
 @dataclass(frozen=True)
 class Batches:
     """Augmented batches of a store.
@@ -133,15 +201,18 @@ class Batches:
 
     Attributes:
         store: Tiles, at least one.
-        batch: Samples a batch.
+        batch: Samples of the store a batch.
         augmentation: Random changes.
         seed: Names the whole sequence of batches.
+        unlabelled: Further samples of each batch. They come on top, so steps and labelled samples are the
+            same with and without them.
     """
 
     store: TileStore
     batch: int
     augmentation: Augmentation
     seed: int
+    unlabelled: Unlabelled | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -150,15 +221,26 @@ class Batches:
 
     def __call__(self, step: int) -> Batch:
         """The batch of a step (from 0); equal calls give equal bits."""
-        first = step * self.batch
-        return collate([self._sample(position) for position in range(first, first + self.batch)])
+        samples = self._samples(self.store, step, self.batch, _LABELLED)
+        if self.unlabelled is not None:
+            joining = self._samples(self.unlabelled.store, step, self.unlabelled.batch, _UNLABELLED)
+            samples += [
+                replace(sample, label=np.full_like(sample.label, self.augmentation.ignore_index))
+                for sample in joining
+            ]
+        return collate(samples, eo_bands=self.store.eo_bands)
 
-    def _sample(self, position: int) -> Sample:
-        epoch, index = divmod(position, len(self.store))
-        order = np.random.default_rng((self.seed, _PERMUTATION, epoch)).permutation(len(self.store))
+    def _samples(self, tiles: Tiles, step: int, count: int, streams: tuple[int, int]) -> list[Sample]:
+        return [
+            self._sample(tiles, position, streams) for position in range(step * count, (step + 1) * count)
+        ]
+
+    def _sample(self, tiles: Tiles, position: int, streams: tuple[int, int]) -> Sample:
+        epoch, index = divmod(position, len(tiles))
+        order = np.random.default_rng((self.seed, streams[0], epoch)).permutation(len(tiles))
         return augment(
-            self.store[int(order[index])],
-            rng=np.random.default_rng((self.seed, _SAMPLE, position)),
+            tiles[int(order[index])],
+            rng=np.random.default_rng((self.seed, streams[1], position)),
             crop_px=self.augmentation.crop_px,
             flip=self.augmentation.flip,
             eo_jitter=self.augmentation.eo_jitter,
@@ -167,17 +249,30 @@ class Batches:
         )
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack tiles of one size into tensors."""
+def collate(samples: Sequence[Sample], *, eo_bands: int = 0) -> Batch:
+    """Stack tiles of one size into tensors; with `eo_bands`, EO is there even where no sample has any."""
     sar = np.stack([sample.sar for sample in samples])
-    eo = [sample.eo for sample in samples if sample.eo is not None]
     valid = (sar != 0).any(axis=1) if sar.shape[1] else None
+    eo = None
+    if eo_bands:
+        none = np.zeros((eo_bands, *sar.shape[2:]), np.float32)
+        eo = images(np.stack([none if sample.eo is None else sample.eo for sample in samples]))
+        if valid is not None:
+            valid &= np.array([sample.eo is not None for sample in samples])[:, None, None]
     return Batch(
         sar=images(sar),
-        eo=images(np.stack(eo)) if len(eo) == len(samples) else None,
+        eo=eo,
         label=torch.from_numpy(np.stack([sample.label for sample in samples])).long(),
         valid=None if valid is None or valid.all() else torch.from_numpy(valid),
     )
+
+
+def teacher_pixels(batch: Batch, *, bands: int) -> Tensor:
+    """What a teacher of that many input bands sees: EO, and SAR behind it where it takes more than EO."""
+    assert batch.eo is not None
+    if batch.eo.shape[1] == bands:
+        return batch.eo
+    return torch.cat((batch.eo, batch.sar), 1).contiguous(memory_format=torch.channels_last)
 
 
 def images(pixels: Array) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -113,6 +115,20 @@ def test_eo_jitter_changes_brightness_and_contrast_within_bounds() -> None:
         np.testing.assert_array_equal(out.sar, sample.sar)
     assert max(map(abs, shifts)) <= 0.2 + 1e-5 and max(shifts) - min(shifts) > 0.2
     assert 0.8 - 1e-5 <= min(scales) < 0.95 and 1.05 < max(scales) <= 1.2 + 1e-5
+
+
+def test_both_dates_are_jittered_alike() -> None:
+    rng = np.random.default_rng(0)
+    after = rng.standard_normal((2, 16, 16)).astype(np.float32)
+    before = after.copy()
+    before[:, :8] += 3.0  # a change between the dates, so that their means differ
+    eo, label = np.concatenate([after, before]), np.zeros((16, 16), np.uint8)
+    sample = Sample(sar=np.ones((2, 16, 16), np.float32), eo=eo, label=label, eo_dates=2)
+    out = _augment(sample, 3, flip="none", eo_jitter=0.3)
+    alone = _augment(replace(sample, eo=after, eo_dates=1), 3, flip="none", eo_jitter=0.3)
+    assert out.eo is not None and out.eo_dates == 2 and not np.allclose(out.eo, eo)
+    np.testing.assert_array_equal(out.eo[:2], alone.eo)
+    np.testing.assert_array_equal(out.eo[:2, 8:], out.eo[2:, 8:])
 
 
 def test_teacher_tiles_have_no_sar_band() -> None:

@@ -72,10 +72,27 @@ def test_eo_that_only_some_pairs_have(make_folder: MakeFolder, split: str, name:
     root = make_folder()
     (root / split / "eo" / f"{name}.png").unlink()
     finding = only(root)
-    assert (finding.level, finding.where) == ("fault", split)
+    assert (finding.level, finding.where) == ("warning", split)
     total = 2 if split == "train" else 1
     assert f"1 of {total} pairs of {split} have no EO image, first '{name}'" in finding.text
     assert f"Add eo/{name}.png or .tif" in finding.text
+
+
+def test_eo_of_the_earlier_date(make_folder: MakeFolder) -> None:
+    root = make_folder()
+    shutil.copytree(root / "train" / "eo", root / "train" / "eo_before")
+    (finding,) = check(root)  # val has none at all: no teacher of both dates can be scored
+    assert (finding.level, finding.where) == ("warning", "val")
+    assert "1 of 1 pairs of val have no EO image of the earlier date, first 'c'" in finding.text
+    shutil.copytree(root / "val" / "eo", root / "val" / "eo_before")
+    assert check(root) == ()
+    (root / "train" / "eo_before" / "b.png").rename(root / "train" / "eo_before" / "x.png")
+    write_image(root / "val" / "eo_before" / "c.png", np.zeros((3, 9, 9), np.uint8))
+    levels = [(finding.level, finding.text) for finding in check(root)]
+    assert [level for level, _ in levels] == ["fault", "fault", "warning"]
+    assert "eo_before/x.png has no SAR image of the same name" in levels[0][1]
+    assert "c.png is 9x9 pixels" in levels[1][1]
+    assert "Add eo_before/b.png or .tif" in levels[2][1]
 
 
 def test_eo_may_be_missing_where_only_the_sar_network_looks(make_folder: MakeFolder) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hfd_edge.hfdnet.distillation import (
     TERMS,
+    Comparison,
     Hfdm,
     Temperatures,
     cwd_loss,
@@ -18,10 +19,11 @@ from hfd_edge.hfdnet.distillation import (
     feature_loss,
     hint_loss,
     logits_loss,
+    register,
     segmentation_losses,
     teacher_is_right,
 )
-from hfd_edge.hfdnet.network import Taps
+from hfd_edge.hfdnet.network import HfdNet, Taps
 
 ALL = ("hint", "feature", "cwd", "logits")
 
@@ -157,11 +159,86 @@ def test_pooling_forgives_a_shift_by_one_pixel() -> None:
     teacher = taps(0, size=32)
     shifted = Taps(*(t.roll(1, -1) for t in teacher))
     plain, pooled = (
-        distillation_losses(shifted, teacher, terms=("hint", "cwd"), hfdm=Identity(), pool=pool)
+        distillation_losses(
+            shifted, teacher, terms=("hint", "cwd"), hfdm=Identity(), comparison=Comparison(pool=pool)
+        )
         for pool in (False, True)
     )
     assert pooled["hint"] < 0.5 * plain["hint"]
     assert pooled["cwd"] < 0.5 * plain["cwd"]
+
+
+def smooth(shift: int, *, size: int = 64) -> Tensor:
+    """Maps with structure of several cells, a window at (shift, -shift) of one larger noise."""
+    wide = torch.nn.functional.avg_pool2d(noise(2, 4, size + 24, size + 24), 5, stride=1, padding=2)
+    return wide[..., 8 + shift : 8 + shift + size, 8 - shift : 8 - shift + size]
+
+
+@pytest.mark.parametrize("term", ["hint", "feature", "cwd", "logits"])
+def test_a_search_finds_shifts_within_the_tolerance_alone(term: str) -> None:
+    def loss(shift: int, tolerance_px: int) -> float:
+        # At stride 4: a shift by 2 cells is one by 8 pixels.
+        student, teacher = (Taps(*[5 * smooth(by)] * 6) for by in (0, shift))
+        comparison = Comparison(tolerance_px=tolerance_px)
+        options = {"terms": (term,), "hfdm": Identity(), "comparison": comparison}
+        return distillation_losses(student, teacher, **options)[term].item()
+
+    plain = loss(2, 0)
+    assert loss(2, 8) < 1e-6 and loss(2, 5) < 1e-6  # 5 pixels are rounded up to 2 cells
+    assert loss(2, 4) > 0.1 * plain > 1e-3
+    assert loss(0, 8) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_pair_of_images_shifted_by_eight_pixels() -> None:
+    """Through a whole network, whose deeper maps do not shift by whole cells."""
+    torch.manual_seed(0)
+    network = HfdNet(bands=3, classes=3, encoder="resnet10t", channels=16).eval()
+    wide = torch.nn.functional.avg_pool2d(noise(2, 3, 288, 288), 9, stride=1, padding=4)
+    wide /= wide.std()
+
+    def loss(image: Tensor, tolerance_px: int) -> float:
+        comparison = Comparison(tolerance_px=tolerance_px)
+        options = {"terms": ("feature",), "hfdm": Identity(), "comparison": comparison}
+        with torch.no_grad():
+            maps = network.taps(wide[..., 16:272, 16:272]), network.taps(image)
+            return distillation_losses(*maps, **options)["feature"].item()
+
+    shifted, unrelated = wide[..., 24:280, 8:264], wide.roll((100, 77), (2, 3))[..., 16:272, 16:272]
+    assert loss(shifted, 8) < 0.4 * loss(shifted, 0)
+    assert loss(unrelated, 8) > 0.9 * loss(unrelated, 0), "a search must not make anything fit"
+
+
+def test_each_image_has_its_own_shift_and_the_gradient_passes() -> None:
+    student = smooth(0).clone().requires_grad_()
+    teacher = torch.stack([smooth(1)[0], smooth(-2)[1]])
+    mine, other, cells = register(student, teacher, radius=2)
+    assert cells is None and mine.shape == other.shape == (2, 4, 60, 60)
+    assert torch.equal(mine, other)
+    nearby = register(student, teacher + noise(2, 4, 64, 64, seed=4) * 0.1, radius=2)
+    feature_loss(nearby[0], nearby[1]).backward()
+    assert student.grad is not None and torch.isfinite(student.grad).all()
+    assert student.grad[..., 2:-2, 2:-2].abs().min() > 0
+    assert student.grad[..., :2].abs().max() == 0  # the border has no partner at some shift
+
+
+def test_the_search_looks_at_the_cells_of_the_mask() -> None:
+    student, teacher = smooth(0), smooth(1).clone()
+    mask = torch.ones(2, 64, 64, dtype=torch.bool)
+    mask[:, :, 32:] = False
+    teacher[..., 34:] = smooth(-2)[..., 34:] * 50  # would win without the mask
+    mine, other, cells = register(student, teacher, radius=2, mask=mask)
+    assert cells is not None and cells.shape == (2, 60, 60)
+    assert hint_loss(mine, other, mask=cells).item() == 0
+    assert hint_loss(*register(student, teacher, radius=2)[:2]).item() > 0
+    empty = register(student, teacher, radius=2, mask=torch.zeros_like(mask))
+    assert feature_loss(empty[0], empty[1], mask=empty[2]).item() == 0
+
+
+def test_small_maps_are_not_shifted_away() -> None:
+    comparison = Comparison(tolerance_px=32)
+    for side, left in ((4, 4), (8, 6), (16, 12)):
+        maps = noise(1, 2, side, side)
+        assert comparison(maps, maps, mask=None, stride=4)[0].shape[2:] == (left, left)
 
 
 def test_projectors_may_change_the_width() -> None:

@@ -336,12 +336,9 @@ def test_missing_files_are_refused_before_training(
     pairs: Path, teacher: Path, recipe, tmp_path: Path
 ) -> None:
     shutil.copytree(pairs, tmp_path / "data")
-    lost = sorted((tmp_path / "data" / "train" / "eo").iterdir())[2]
-    lost.unlink()
+    shutil.rmtree(tmp_path / "data" / "train" / "eo")
     folder = PairFolder.open(tmp_path / "data")
-    with pytest.raises(
-        DatasetError, match=rf"1 of 6 pairs in split 'train'.*no EO image, first '{lost.stem}'"
-    ):
+    with pytest.raises(DatasetError, match=r"Split 'train' of .* no pair with an EO image.*Add eo/ files"):
         train_student(folder, recipe(), tmp_path / "run", teacher=teacher)
     none = recipe(distill={"method": "none"}, training={"epochs": 1})
     train_student(folder, none, tmp_path / "sar_only")  # does not look at EO

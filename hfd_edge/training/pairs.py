@@ -1,0 +1,175 @@
+"""Which pairs a training takes, where some of them lack something."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from hfd_edge.config import Recipe, TeacherInputs
+from hfd_edge.datasets.folder import PairFolder
+from hfd_edge.datasets.layout import Pair
+from hfd_edge.errors import DatasetError, RecipeError
+from hfd_edge.hfdnet.run import Run
+from hfd_edge.training.samples import JoinedStores, TileStore, Unlabelled
+
+_log = logging.getLogger("hfd_edge.training")
+
+_IMAGES: dict[TeacherInputs, str] = {
+    "eo": "EO image",
+    "eo+sar": "EO image",
+    "eo before+after": "EO image of both dates (eo/ and eo_before/)",
+}
+
+
+def teacher_pairs(folder: PairFolder, split: str, inputs: TeacherInputs) -> tuple[Pair, ...]:
+    """Pairs with a label and all that the teacher sees; the others are left out. Raises DatasetError."""
+    pairs = labelled(folder, split)
+    seen = tuple(pair for pair in pairs if pair.shows(inputs))
+    _refuse_none(folder, split, seen, inputs)
+    _tell(folder, split, pairs, inputs, "the teacher leaves them out")
+    return seen
+
+
+def student_pairs(
+    folder: PairFolder, recipe: Recipe, *, tell: bool = False
+) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
+    """Pairs of train and val that have what the recipe needs.
+
+    A student that distils takes what its teacher sees, with and without label, and what has a label, with
+    and without EO. Of the latter it learns from the label alone.
+
+    Args:
+        folder: Data.
+        recipe: The student's; teacher.inputs is what its teacher sees.
+        tell: Write into the log how many pairs lack EO.
+    Raises:
+        DatasetError: no pair of train can serve, or none of val has a label.
+    """
+    val = labelled(folder, "val")
+    if recipe.distill.method == "none":
+        return labelled(folder, "train"), val
+    inputs, pairs = recipe.teacher.inputs, folder.pairs("train")
+    _refuse_none(folder, "train", [pair for pair in pairs if pair.shows(inputs)], inputs)
+    useful = tuple(pair for pair in pairs if pair.label is not None or pair.shows(inputs))
+    if tell:
+        _tell(folder, "train", useful, inputs, "the student learns from their labels alone")
+        if len(useful) < len(pairs):
+            _log.warning(
+                "%d of %d pairs in split 'train' of %s have neither a label nor an %s, and are left out.",
+                *(len(pairs) - len(useful), len(pairs), folder.root, _IMAGES[inputs]),
+            )
+    return useful, val
+
+
+def labelled(folder: PairFolder, split: str) -> tuple[Pair, ...]:
+    """Pairs of a split that have a label. Raises DatasetError where there are none."""
+    pairs = tuple(pair for pair in folder.pairs(split) if pair.label is not None)
+    if not pairs:
+        raise DatasetError(
+            f"Split '{split}' of {folder.root} has no pair with a label. Add label/ files of the same "
+            "names as the sar/ files."
+        )
+    return pairs
+
+
+def open_unlabelled(
+    paths: Sequence[Path], recipe: Recipe, folder: PairFolder, teacher: Run | None
+) -> tuple[PairFolder, ...]:
+    """Data folders whose pairs join the distillation, checked against recipe, data and teacher.
+
+    Args:
+        paths: Their roots; the recipe's split scheme is used where they have it. Their training pairs serve.
+        recipe: The student's.
+        folder: The data that it is trained on.
+        teacher: Its teacher's run.
+    Raises:
+        RecipeError: nothing would be learnt from pairs without label.
+        DatasetError: a folder is none, or its pairs are not what student and teacher take.
+    """
+    if not paths:
+        return ()
+    if teacher is None or recipe.distill.method == "none":
+        raise RecipeError(
+            'Unlabelled pairs serve distillation alone, but distill.method is "none". Choose a method that '
+            "distils, or leave out --unlabelled."
+        )
+    if recipe.distill.correct_only:
+        raise RecipeError(
+            "Unlabelled pairs cannot be used with distill.correct_only = true: without truth, no pixel "
+            "counts as one that the teacher gets right. Set it to false, or leave out --unlabelled."
+        )
+    return tuple(_open_unlabelled(Path(path), recipe, folder) for path in paths)
+
+
+def _open_unlabelled(path: Path, recipe: Recipe, folder: PairFolder) -> PairFolder:
+    other = PairFolder.open(path)
+    if recipe.split in other.schemes:
+        other = PairFolder.open(path, scheme=recipe.split)
+    found, wanted = other.config, folder.config
+    if (found.sar.bands, found.sar.units) != (wanted.sar.bands, wanted.sar.units):
+        raise DatasetError(
+            f"Unlabelled pairs {path} have SAR bands {list(found.sar.bands)} in {found.sar.units}, but the "
+            f"student takes {list(wanted.sar.bands)} in {wanted.sar.units}. Use pairs of the same SAR input."
+        )
+    seen, known = (None if config.eo is None else config.eo.bands for config in (found, wanted))
+    if seen != known:
+        raise DatasetError(
+            f"Unlabelled pairs {path} have EO bands {seen}, but the teacher sees {known}. Use pairs of the "
+            "same EO bands."
+        )
+    pairs, inputs = other.pairs("train"), recipe.teacher.inputs
+    _refuse_none(other, "train", [pair for pair in pairs if pair.shows(inputs)], inputs)
+    return other
+
+
+def join_unlabelled(
+    folders: Sequence[PairFolder], store: TileStore, *, batch: int, share: float
+) -> Unlabelled | None:
+    """Tiles of the unlabelled pairs, prepared by the statistics of the training data, not by their own.
+
+    What their pixels are (no-data, looks, EO scale) is for their own dataset.toml to say.
+
+    Args:
+        folders: From `open_unlabelled`.
+        store: The labelled tiles of the same training.
+        batch: Labelled samples a batch.
+        share: Of the whole batch that unlabelled samples are to be, 0 to 1; at least one sample.
+    Returns:
+        None without folders.
+    """
+    if not folders:
+        return None
+    stores = []
+    for folder in folders:
+        pairs = [pair for pair in folder.pairs("train") if pair.shows(store.inputs)]
+        _tell(folder, "train", folder.pairs("train"), store.inputs, "these unlabelled pairs are left out")
+        sar, preprocessing = folder.config.sar, store.preprocessing
+        assert preprocessing is not None
+        preprocessing = replace(preprocessing, looks=sar.looks, nodata=sar.nodata)
+        # Labels of another folder may mean other classes.
+        plain = [replace(pair, label=None) for pair in pairs]
+        stores.append(replace(store, folder=folder, pairs=plain, preprocessing=preprocessing))
+    return Unlabelled(JoinedStores(stores), max(1, round(batch * share / (1 - share))))
+
+
+def _refuse_none(folder: PairFolder, split: str, seen: Sequence[Pair], inputs: TeacherInputs) -> None:
+    if not seen:
+        missing = "eo_before/" if inputs == "eo before+after" else "eo/"
+        raise DatasetError(
+            f"Split '{split}' of {folder.root} has no pair with an {_IMAGES[inputs]}, which a teacher with "
+            f'teacher.inputs = "{inputs}" sees. Add {missing} files of the same names as the sar/ files, or '
+            "take a teacher of other inputs."
+        )
+
+
+def _tell(
+    folder: PairFolder, split: str, pairs: Sequence[Pair], inputs: TeacherInputs, consequence: str
+) -> None:
+    without = [pair.name for pair in pairs if not pair.shows(inputs)]
+    if without:
+        _log.warning(
+            "%d of %d pairs in split '%s' of %s have no %s, first '%s': %s.",
+            *(len(without), len(pairs), split, folder.root, _IMAGES[inputs], without[0], consequence),
+        )
