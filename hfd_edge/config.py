@@ -150,7 +150,8 @@ class DistillRecipe(Strict):
         default=0,
         ge=0,
         le=32,
-        description="Misregistration to search: maps are compared at the shift, up to this, that fits best.",
+        description="Misregistration to search: maps are compared at the shift, up to this, that fits best. "
+        "At most an eighth of training.crop_px.",
     )
     correct_only: bool = Field(default=False, description="Only pixels that the teacher gets right.")
     unlabelled: float = Field(
@@ -241,6 +242,17 @@ class Recipe(Strict):
     distill: DistillRecipe = DistillRecipe()
     qat: QatRecipe = QatRecipe()
     deploy: DeployRecipe = DeployRecipe()
+
+    @model_validator(mode="after")
+    def _searched(self) -> Recipe:
+        # No map is shifted by more than an eighth of its side (hfd_edge.hfdnet.distillation.Comparison).
+        most, asked = self.training.crop_px // 8, self.distill.tolerance_px
+        if asked > most:
+            raise ValueError(
+                f"distill.tolerance_px is {asked}, but crops of {self.training.crop_px} pixels can be "
+                f"searched for shifts up to {most} only; lower it, or raise training.crop_px"
+            )
+        return self
 
 
 Model = TypeVar("Model", bound=BaseModel)

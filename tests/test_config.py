@@ -130,3 +130,12 @@ def test_nodata_that_is_no_number_needs_no_declaration(tmp_path: Path, nodata: s
     """NaN differs from itself, and JSON has none: a manifest would never equal its own data folder."""
     text = DATASET.replace("nodata = 0.0", f"nodata = {nodata}")
     assert read_toml(write(tmp_path / "dataset.toml", text), DatasetConfig).sar.nodata is None
+
+
+def test_a_tolerance_is_searched_in_full_or_refused() -> None:
+    crop = {"training": {"crop_px": 128}}
+    recipe = parse({**crop, "distill": {"tolerance_px": 16}}, Recipe, source="here")
+    assert recipe.distill.tolerance_px == 16
+    message = r"distill.tolerance_px is 17, but crops of 128 pixels .* up to 16 .*training.crop_px"
+    with pytest.raises(RecipeError, match=message):
+        parse({**crop, "distill": {"tolerance_px": 17}}, Recipe, source="here")

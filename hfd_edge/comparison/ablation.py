@@ -30,10 +30,11 @@ class Line:
         iou: Mean over the seeds by class; None for a class that never occurs.
         parameters: Trainable weights.
         gain: Mean over `paired` of the mIoU gained over the reference of the same seed; None for the
-            reference itself, and where no seed is shared.
+            reference itself, where no seed is shared, and where the test tiles differ.
         low: Lower bound of the gain; see `hfd_edge.comparison.bootstrap.gain_interval`. None with few tiles.
         high: Upper bound.
         paired: Seeds that both have.
+        is_reference: The others of its split are compared with it.
     """
 
     split: str
@@ -49,6 +50,7 @@ class Line:
     low: float | None = None
     high: float | None = None
     paired: tuple[int, ...] = ()
+    is_reference: bool = False
 
     @property
     def mean(self) -> float:
@@ -113,8 +115,8 @@ def summarise(rows: Sequence[tuple[Mapping[str, Any], Counts]]) -> tuple[Line, .
 def _line(key: tuple[Any, ...], group: _Group, reference: tuple[Any, _Group] | None) -> Line:
     rows = sorted(group.rows, key=lambda row: int(row["seed"]))
     facts: dict[str, Any] = {}
-    if reference is not None and reference[0] != key:
-        facts = _gain(group, reference[1])
+    if reference is not None:
+        facts = {"is_reference": True} if reference[0] == key else _gain(group, reference[1])
     split, method, teacher, hfam, variant = key
     return Line(
         split=split,
@@ -134,16 +136,15 @@ def _gain(group: _Group, reference: _Group) -> dict[str, Any]:
     paired = tuple(seed for seed in sorted(group.counts) if seed in reference.counts)
     if not paired:
         return {}
+    names = sorted(reference.counts[paired[0]])
+    if any(sorted(side.counts[seed]) != names for side in (group, reference) for seed in paired):
+        return {}  # a teacher may leave out tiles without EO: scores on other tiles are no pairs
     mine, theirs = ({row["seed"]: row["miou"] for row in side.rows} for side in (group, reference))
     gain = 100 * float(np.mean([mine[seed] - theirs[seed] for seed in paired]))
-    names = sorted(reference.counts[paired[0]])
-    bounds = None
-    # A teacher may leave out tiles without EO: other tiles are no pairs.
-    if all(sorted(side.counts[seed]) == names for side in (group, reference) for seed in paired):
-        bounds = gain_interval(
-            [_arrays(reference.counts[seed], names) for seed in paired],
-            [_arrays(group.counts[seed], names) for seed in paired],
-        )
+    bounds = gain_interval(
+        [_arrays(reference.counts[seed], names) for seed in paired],
+        [_arrays(group.counts[seed], names) for seed in paired],
+    )
     low, high = bounds or (None, None)
     return {"gain": gain, "low": low, "high": high, "paired": paired}
 
@@ -187,8 +188,8 @@ def markdown(lines: Sequence[Line], *, title: str, missing: int = 0) -> str:
         text += [f"## Split {split}", "", *_table([line for line in lines if line.split == split]), ""]
     text += [
         "mIoU: mean over the seeds, and standard deviation where there are several. Gain: mIoU minus that of "
-        f"`{REFERENCE}` with the same seed, mean over the seeds that both have, with the 95 % interval of a "
-        "paired bootstrap over test tiles and seeds; with one seed, over tiles alone.",
+        f"`{REFERENCE}` with the same seed on the same tiles, mean over the seeds that both have, with the "
+        "95 % interval of a paired bootstrap over test tiles and seeds; with one seed, over tiles alone.",
         "",
     ]
     return "\n".join(text)

@@ -165,7 +165,7 @@ def _write(
             name=tile.name,
             group=tile.name,
             sar=source.read_bands(tile.sar, bands=2, title=title).astype(np.float32),
-            eo=source.read_sentinel2(tile.eo, title=title).astype(np.uint16),
+            eo=source.read_sentinel2(tile.eo, title=title),
             label=source.map_labels(label, ids, tile.label, title=title),
             place=source.place_of(tile.sar),
         )

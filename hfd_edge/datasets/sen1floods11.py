@@ -17,8 +17,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from hfd_edge.config import DatasetConfig, SarInput
 from hfd_edge.datasets import source
 from hfd_edge.datasets.public import PUBLIC
@@ -68,7 +66,7 @@ def convert(src: Path, dst: Path, *, progress: Progress = silent) -> None:
             name=chip,
             group=chip,
             sar=source.read_bands(sar, bands=2, title=TITLE),
-            eo=source.read_sentinel2(source.require_partner(eo, sar), title=TITLE).astype(np.uint16),
+            eo=source.read_sentinel2(source.require_partner(eo, sar), title=TITLE),
             label=source.map_labels(
                 source.read_bands(source.require_partner(label, sar), bands=1, title=TITLE)[0],
                 _IDS, label, title=TITLE,

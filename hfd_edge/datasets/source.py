@@ -149,9 +149,14 @@ def read_bands(path: Path, *, bands: int, title: str, dtype: str | None = None) 
     return image
 
 
-def read_sentinel2(path: Path, *, title: str) -> Array:
-    """The bands of `SENTINEL2_EO` from a file of all 13. Raises DatasetError."""
-    return read_bands(path, bands=len(SENTINEL2), title=title)[list(_KEPT)]
+def read_sentinel2(path: Path, *, title: str) -> NDArray[np.uint16]:
+    """The bands of `SENTINEL2_EO` from a file of all 13, limited to 0..65535; NaN is 0.
+
+    Raises:
+        DatasetError: unreadable, or another number of bands.
+    """
+    stored = read_bands(path, bands=len(SENTINEL2), title=title)[list(_KEPT)]
+    return np.clip(np.nan_to_num(stored), 0, 65535).astype(np.uint16)
 
 
 def place_of(path: Path) -> Georeference:
@@ -213,11 +218,13 @@ def take_runs(names: Sequence[str], share: float, *, run: int = 10, seed: int = 
     """Choose a share of the names in runs of consecutive ones: neighbouring names show neighbouring ground.
 
     Args:
-        names: In the order of the ground.
+        names: In the order of the ground; of none, none are taken.
         share: 0 to 1; at least one run is taken, and one is left where there are two.
         run: Names in a run; shorter where there are fewer than ten runs.
         seed: The same seed chooses the same runs.
     """
+    if not names:
+        return set()
     step = max(1, min(run, len(names) // 10))
     runs = [names[start : start + step] for start in range(0, len(names), step)]
     count = min(max(1, round(share * len(runs))), max(1, len(runs) - 1))

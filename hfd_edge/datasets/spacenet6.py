@@ -69,8 +69,8 @@ def convert(src: Path, dst: Path, *, progress: Progress = silent) -> None:
         dst: New data folder.
         progress: Counts tiles.
     Raises:
-        DatasetError: `src` has another layout, a tile lacks its optical image or georeference, or a footprint
-            cannot be read.
+        DatasetError: `src` has another layout, a tile lacks its optical image or georeference, or footprints
+            cannot be read or are of other tiles.
         StorageError: `dst` exists already or cannot be written.
     """
     src = Path(src)
@@ -79,7 +79,7 @@ def convert(src: Path, dst: Path, *, progress: Progress = silent) -> None:
         files, src, title=TITLE, expected=f"AOI_11_Rotterdam/SAR-Intensity/{_PREFIX}_SAR-Intensity_*.tif"
     )
     root, tiles = _root(src), [_tile(path) for path in files]
-    footprints = _footprints(root / "SummaryData" / f"{_PREFIX}_Buildings.csv")
+    footprints = _footprints(root / "SummaryData" / f"{_PREFIX}_Buildings.csv", tiles)
 
     def read(tile: _Tile) -> Iterator[source.Sample]:
         eo = source.require_partner(root / "PS-RGB" / f"{_PREFIX}_PS-RGB_{tile.name}.tif", tile.sar)
@@ -131,8 +131,8 @@ def _ring(text: str) -> NDArray[np.float64]:
         ) from error
 
 
-def _footprints(path: Path) -> Mapping[str, list[str]]:
-    """Tile -> its footprints as text."""
+def _footprints(path: Path, tiles: Sequence[_Tile]) -> Mapping[str, list[str]]:
+    """Tile -> its footprints as text; of some of the tiles, or all labels would say that nothing is built."""
     found: dict[str, list[str]] = {}
     limit = csv.field_size_limit(sys.maxsize)  # harbour sheds have long outlines
     try:
@@ -145,6 +145,11 @@ def _footprints(path: Path) -> Mapping[str, list[str]]:
         raise DatasetError(f"{path} has no column {error}, as SpaceNet 6 has. Fetch it again.") from error
     finally:
         csv.field_size_limit(limit)
+    if not any(tile.name in found for tile in tiles):
+        raise DatasetError(
+            f"{path} names none of the {len(tiles)} tiles in SAR-Intensity/ (first '{tiles[0].name}'), but "
+            f"{', '.join(list(found)[:2]) or 'none at all'}. Fetch SummaryData/ of the same part."
+        )
     return found
 
 

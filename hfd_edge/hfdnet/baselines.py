@@ -7,6 +7,7 @@ exported.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from hfd_edge.config import NetworkRecipe
 from hfd_edge.errors import CheckpointError, RecipeError, require
-from hfd_edge.hfdnet.encoder import PRESETS, adapt_bands, build_encoder, imagenet_weights
+from hfd_edge.hfdnet.encoder import PRESETS, build_encoder
 
 ARCHITECTURES = (
     "Unet",
@@ -56,8 +57,9 @@ class Baseline(nn.Module):
             encoder: timm name of the encoder.
             bands: Input bands.
             classes: Classes K.
-            pretrained: Start the encoder from the ImageNet weights that HFD-Net starts from; see
-                `hfd_edge.hfdnet.encoder.build_encoder`.
+            pretrained: Start the encoder from ImageNet weights; see
+                `hfd_edge.hfdnet.encoder.build_encoder`. Either way, one seed of torch gives the encoder the
+                weights that HFD-Net's has.
         Raises:
             RecipeError: the architecture or the encoder is unknown, they do not fit each other, or the
                 weights cannot be fetched.
@@ -67,7 +69,8 @@ class Baseline(nn.Module):
         super().__init__()
         check_architecture(arch)
         library = require("segmentation_models_pytorch", extra="train", purpose=_PURPOSE)
-        build_encoder(encoder, bands=bands, pretrained=False)  # refuses what HFD-Net could not take either
+        # Refuses what HFD-Net could not take either, and draws the first weights that HFD-Net would draw.
+        first = build_encoder(encoder, bands=bands, pretrained=pretrained).body.state_dict()
         self.bands = bands
         self.classes = classes
         self._least_px = _LEAST_PX.get(arch, 1)
@@ -81,8 +84,7 @@ class Baseline(nn.Module):
                 f"{arch} does not take the encoder {encoder!r} ({type(error).__name__}: {error}). Choose "
                 "another --arch, or another encoder, for example preset s or m."
             ) from error
-        if pretrained:
-            _load_imagenet(self.network.encoder.model, encoder)
+        _load_encoder(self.network.encoder.model, first, encoder)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits at full size.
@@ -135,12 +137,12 @@ def from_recipe(
     )
 
 
-def _load_imagenet(body: nn.Module, encoder: str) -> None:
-    """Load the weights that HFD-Net's encoder would start from; cut-down encoders take their part of them."""
-    weights, like = imagenet_weights(encoder), body.state_dict()
-    if missing := [name for name in like if name not in weights]:
+def _load_encoder(body: nn.Module, weights: Mapping[str, Tensor], encoder: str) -> None:
+    """Start from the weights of HFD-Net's encoder; cut-down encoders take their part of them."""
+    names = list(body.state_dict())
+    if missing := [name for name in names if name not in weights]:
         raise CheckpointError(
             f"segmentation-models-pytorch builds the encoder {encoder!r} with tensors that timm's has not, "
             f"first {missing[0]}. Install segmentation-models-pytorch>=0.4 and the timm that it asks for."
         )
-    body.load_state_dict(adapt_bands({name: weights[name] for name in like}, like))
+    body.load_state_dict({name: weights[name] for name in names})

@@ -56,7 +56,7 @@ def plot_ablation(lines: Sequence[Line], path: Path, *, title: str) -> None:
 
 
 def _draw(axes: Any, panel: Sequence[Line]) -> None:
-    references = [line for line in panel if line.method == REFERENCE and line.gain is None]
+    references = [line for line in panel if line.is_reference]
     for position, line in enumerate(panel):
         colour = _COLOURS.get(line.method.partition(":")[0], _COLOURS["distilled"])
         if line.low is not None and line.high is not None and references:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -29,9 +30,9 @@ from hfd_edge.training.ablation_plan import Job
 from hfd_edge.training.baselines import sar_only, train_baseline
 from hfd_edge.training.evaluate import evaluate_run
 from hfd_edge.training.fit import train_student, train_teacher
-from hfd_edge.training.loop import OnEpoch, training_keys
+from hfd_edge.training.loop import OnEpoch
 from hfd_edge.training.pairs import open_unlabelled, student_pairs, teacher_pairs
-from hfd_edge.training.preparation import differences, reopen
+from hfd_edge.training.preparation import reopen
 
 SCORES_NAME = "test.json"
 _FACTS = ("best_epoch", "steps", "seconds", "images_per_second", "device")
@@ -66,14 +67,11 @@ class Table:
             CheckpointError: a run folder is of another recipe, teacher or other data.
             DatasetError: the data lack a split, labels or images that a job needs.
         """
-        folders: dict[str | None, PairFolder] = {}
+        folders = self._folders(self.jobs)
         steps: dict[str, int] = {}
         budgets: dict[str, Job] = {}
         for job in self.jobs:
-            scheme = job.recipe.split
-            if scheme not in folders:
-                folders[scheme] = PairFolder.open(self.data, scheme=scheme)
-            folder = folders[scheme]
+            folder = folders[job.recipe.split]
             steps[job.name] = _steps(job, folder)
             if job.kind != "teacher":
                 first = budgets.setdefault(job.split, job)
@@ -86,6 +84,10 @@ class Table:
             if self.state(job.name) != "new":
                 self._check_run(job, folder)
         return steps
+
+    def _folders(self, jobs: Sequence[Job]) -> dict[str | None, PairFolder]:
+        schemes = dict.fromkeys(job.recipe.split for job in jobs)
+        return {scheme: PairFolder.open(self.data, scheme=scheme) for scheme in schemes}
 
     def _check_run(self, job: Job, folder: PairFolder) -> None:
         recipe = _trained_by(job)
@@ -102,7 +104,8 @@ class Table:
             )
         except (CheckpointError, FileNotFoundError) as error:
             raise CheckpointError(
-                f"{error} A table takes runs of one plan only: give another --runs, or remove that run."
+                f"{error} A table takes runs of one plan only: give another --runs, or remove "
+                f"{self.runs / job.name}."
             ) from error
 
     def run(self, *, parallel: int = 1, progress: Progress = silent, on_epoch: OnEpoch | None = None) -> None:
@@ -126,10 +129,17 @@ class Table:
         _run_together(left, self, parallel, on_epoch, lambda job: meter.finish(job, steps[job.name]))
 
     def results(self) -> tuple[Result, ...]:
-        """What the finished jobs scored on the test split. Raises CheckpointError."""
-        return tuple(
-            _result(job, self.runs / job.name) for job in self.jobs if self.state(job.name) == "finished"
-        )
+        """What the finished jobs scored on the test split.
+
+        Raises:
+            CheckpointError: a test.json is damaged, or a run is of another recipe, teacher or other data.
+            DatasetError: the data cannot be read.
+        """
+        finished = [job for job in self.jobs if self.state(job.name) == "finished"]
+        folders = self._folders(finished)
+        for job in finished:
+            self._check_run(job, folders[job.recipe.split])
+        return tuple(_result(job, self.runs / job.name) for job in finished)
 
 
 @dataclass(frozen=True)
@@ -171,7 +181,8 @@ def _run_named(job: Job, table: Table, progress: Progress, on_epoch: OnEpoch | N
         run_job(job, table, progress=progress, on_epoch=on_epoch)
     except HfdEdgeError as error:
         raise HfdEdgeError(
-            f"The run {job.name} failed: {error} Finished runs are kept; the same command goes on."
+            f"The run {job.name} failed: {error} Finished runs are kept; once that is put right, the same "
+            "command goes on."
         ) from error
 
 
@@ -182,20 +193,27 @@ def _run_together(
     on_epoch: OnEpoch | None,
     finished: Callable[[Job], None],
 ) -> None:
-    """Run jobs in processes, each when its teacher is there; after a failure, no more are started."""
+    """Run jobs in processes, each when its teacher is there; after a failure, those that run are the last."""
     context = get_context("spawn")  # a forked process cannot use the parent's GPU
     with ProcessPoolExecutor(parallel, context, _begin_worker, (os.getpid(), parallel)) as pool:
         held, running = list(jobs), dict[Future[None], Job]()
         while held or running:
             untaught = {job.name for job in (*held, *running.values())}
-            for job in [job for job in held if job.taught_by not in untaught]:
+            ready = [job for job in held if job.taught_by not in untaught]
+            # A pool starts what is queued in it even after a failure or Ctrl-C, so nothing is.
+            for job in ready[: parallel - len(running)]:
                 held.remove(job)
                 running[pool.submit(_run_named, job, table, silent, on_epoch)] = job
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 job = running.pop(future)
-                if future.exception() is not None:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                future.result()
+                try:
+                    future.result()
+                except BrokenProcessPool as error:
+                    names = ", ".join(other.name for other in (job, *running.values()))
+                    raise HfdEdgeError(
+                        f"A process was killed, probably for lack of memory, while these ran: {names}. "
+                        "Finished runs are kept; with a smaller --parallel the same command goes on."
+                    ) from error
                 finished(job)
 
 
@@ -262,20 +280,13 @@ def _result(job: Job, out: Path) -> Result:
     try:
         scores = json.loads((out / SCORES_NAME).read_text("utf-8"))
         counts = scores.pop("counts")
-        run = Run.open(out)
-        trained = run.metrics()
+        trained = Run.open(out).metrics()
         facts = {key: trained[key] for key in _FACTS} | {"training_precision": trained["precision"]}
-    except (KeyError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{out / SCORES_NAME} is damaged ({type(error).__name__}: {error}). Remove it; the same command "
             "then scores the run again."
         ) from error
-    trained_by, planned = (training_keys(recipe, qat=False) for recipe in (run.recipe, _trained_by(job)))
-    if changed := differences(trained_by, planned):
-        raise CheckpointError(
-            f"{out} was trained by another recipe than the plan's: {'; '.join(changed)}. A table takes runs "
-            "of one plan only: give another --runs, or remove that run."
-        )
     row = {
         "split": job.split,
         "method": job.method,

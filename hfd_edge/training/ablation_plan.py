@@ -6,7 +6,7 @@ rows differ in what the recipe's switches for the comparison say.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import product
@@ -28,7 +28,7 @@ _OWN_KEYS = {
 }
 """Recipe keys that a plan has keys of its own for."""
 _SHARED_KEYS = ("training.epochs", "training.batch", "training.crop_px", "training.precision", "network.init")
-_ENCODER_KEYS = ("network.preset", "network.encoder")
+_SIZE_KEYS = ("network.preset", "network.encoder", "network.channels")
 
 
 class PlanRow(Strict):
@@ -48,8 +48,8 @@ class PlanRow(Strict):
     unlabelled: tuple[str, ...] = Field(
         default=(), description="Data folders whose pairs distil, too; relative to the working directory."
     )
-    splits: tuple[str, ...] | None = Field(default=None, description="Instead of the plan's.")
-    seeds: tuple[int, ...] | None = Field(default=None, description="Instead of the plan's.")
+    splits: tuple[str, ...] | None = Field(default=None, min_length=1, description="Instead of the plan's.")
+    seeds: tuple[int, ...] | None = Field(default=None, min_length=1, description="Instead of the plan's.")
 
     @model_validator(mode="after")
     def _fits(self) -> PlanRow:
@@ -67,18 +67,14 @@ class PlanRow(Strict):
             raise ValueError(
                 "'overrides' and 'unlabelled' need a 'variant' that names them, and it needs them"
             )
-        for override in self.overrides:
-            self._check_override(override.partition("=")[0].strip())
-        return self
-
-    def _check_override(self, key: str) -> None:
-        if key in _OWN_KEYS:
-            raise ValueError(f"{key} is not for overrides: a plan has {_OWN_KEYS[key]!r} for it")
+        _refuse_own_keys(self.overrides, _OWN_KEYS)
         # A larger teacher is a fair question; a larger student, or a longer training, is another table.
-        if key in (_SHARED_KEYS if self.method == "teacher" else (*_SHARED_KEYS, *_ENCODER_KEYS)):
+        shared = _SHARED_KEYS if self.method == "teacher" else (*_SHARED_KEYS, *_SIZE_KEYS)
+        for key in _keys_set(self.overrides, shared):
             raise ValueError(
                 f"{key} is the same for all runs of a plan: set it in the plan's own 'overrides'"
             )
+        return self
 
 
 class AblationPlan(Strict):
@@ -91,6 +87,23 @@ class AblationPlan(Strict):
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     overrides: tuple[str, ...] = Field(default=(), description="SECTION.KEY=VALUE, of all runs.")
     rows: tuple[PlanRow, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> AblationPlan:
+        # Alignment and split are the recipe's where no row names them; these would be overruled unsaid.
+        _refuse_own_keys(self.overrides, ("training.seed", "distill.method", "teacher.inputs"))
+        return self
+
+
+def _refuse_own_keys(overrides: Sequence[str], keys: Iterable[str]) -> None:
+    for key in _keys_set(overrides, keys):
+        raise ValueError(f"{key} is not for overrides: a plan has {_OWN_KEYS[key]!r} for it")
+
+
+def _keys_set(overrides: Sequence[str], keys: Iterable[str]) -> list[str]:
+    """Those of the recipe keys that overrides set, by their name or with their whole section."""
+    names = [override.partition("=")[0].strip() for override in overrides]
+    return [key for key in keys if any(f"{key}.".startswith(f"{name}.") for name in names)]
 
 
 @dataclass(frozen=True)
@@ -161,7 +174,9 @@ def jobs_of(plan: AblationPlan, *, base: Path) -> tuple[Job, ...]:
     for seed in dict.fromkeys((*plan.seeds, *(seed for _, seeds in rows for seed in seeds))):
         for row in (row for row, seeds in rows if seed in seeds):
             for job in _jobs_of_row(plan, row, base, seed):
-                if jobs.setdefault(job.name, job) is not job and job.kind != "teacher":
+                first = jobs.setdefault(job.name, job)
+                # Every row that a teacher teaches names it, but all have to mean the same one.
+                if first is not job and (job.kind != "teacher" or first != job):
                     raise RecipeError(
                         f"Two rows of the plan {plan.name!r} ask for the run {job.name}. Remove one of "
                         "them, or tell them apart by 'variant' and 'overrides'."
@@ -203,14 +218,14 @@ def _job(plan: AblationPlan, row: PlanRow, base: Path, choice: _Choice, *, teach
     if choice.arch is not None:
         check_architecture(choice.arch)
     inputs, by = choice.inputs, row.taught_by and f"by_{row.taught_by}"
-    aligned = {True: "hfam_on", False: "hfam_off", None: ""}[choice.hfam]
+    hfam = None if choice.arch is not None else recipe.network.hfam
     parts = (
         recipe.split,
         row.method,
         choice.arch,
         inputs and inputs.replace(" ", "_"),
         by,
-        aligned,
+        "hfam_off" if hfam is False else "",
         row.variant,
         f"seed{choice.seed}",
     )
@@ -221,7 +236,7 @@ def _job(plan: AblationPlan, row: PlanRow, base: Path, choice: _Choice, *, teach
         method=row.method if choice.arch is None else f"{row.method}:{choice.arch}",
         teacher=inputs,
         taught_by=None if teacher is None else teacher.name,
-        hfam=None if choice.arch is not None else recipe.network.hfam,
+        hfam=hfam,
         variant="-".join(part for part in (by, row.variant) if part),
         seed=choice.seed,
         unlabelled=tuple(Path(folder) for folder in row.unlabelled),

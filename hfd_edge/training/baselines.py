@@ -6,12 +6,11 @@ from pathlib import Path
 
 from hfd_edge.config import Recipe
 from hfd_edge.datasets.folder import PairFolder
-from hfd_edge.datasets.statistics import fit_preprocessing
 from hfd_edge.errors import CheckpointError, RecipeError
 from hfd_edge.hfdnet.baselines import check_architecture
 from hfd_edge.hfdnet.run import Run
 from hfd_edge.progress import Progress, silent
-from hfd_edge.training.fit import execute
+from hfd_edge.training.fit import execute, preprocessing_of
 from hfd_edge.training.loop import OnEpoch, Plan, make_fabric, reproducible
 from hfd_edge.training.objective import Objective
 from hfd_edge.training.pairs import labelled
@@ -108,12 +107,5 @@ def _begun(folder: PairFolder, recipe: Recipe, out: Path, arch: str) -> Run:
 
 def _new(folder: PairFolder, recipe: Recipe, out: Path, arch: str, progress: Progress) -> Run:
     refuse_existing(out)
-    settings = recipe.preprocessing
-    preprocessing = fit_preprocessing(
-        folder,
-        speckle=settings.speckle,
-        window_px=settings.window_px,
-        clip_percentile=settings.clip_percentile,
-        progress=progress,
-    )
+    preprocessing = preprocessing_of(folder, recipe, progress)
     return Run(out, recipe, run_info(folder, kind="baseline", arch=arch, preprocessing=preprocessing))

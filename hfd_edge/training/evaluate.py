@@ -158,10 +158,12 @@ def evaluate_run(
     network = run.network().to(device, memory_format=torch.channels_last)
     confusion = Scorer(store, device)(network, text=f"evaluate {split}", progress=progress, counts=counts)
     if confusion.pixels == 0:
+        labelled = any(pair.label is not None for pair in folder.pairs(split))
+        missing = "the EO images that it sees" if labelled and not pairs else "label/ files"
         raise DatasetError(
             f"Split '{split}' of {folder.root} has no labelled pixel for a {run.info.kind} ({len(pairs)} "
-            "pairs with the files that it needs), so it cannot be scored. Add label/ files, or choose "
-            "another split."
+            f"pairs with the files that it needs), so it cannot be scored. Add {missing}, or choose another "
+            "split."
         )
     return {**confusion.scores(), "backend": "torch", "precision": "fp32"}
 

@@ -71,7 +71,7 @@ def train_teacher(
     else:
         refuse_existing(out)
         mean, std = eo_statistics(folder, progress=progress)
-        preprocessing = _preprocessing(folder, recipe, progress) if inputs == "eo+sar" else None
+        preprocessing = preprocessing_of(folder, recipe, progress) if inputs == "eo+sar" else None
         fields = {"eo_mean": mean, "eo_std": std, "inputs": inputs, "preprocessing": preprocessing}
         run = Run(out, recipe, run_info(folder, kind="teacher", **fields))
     with reproducible(fabric.device, recipe.training.seed):
@@ -137,7 +137,7 @@ def train_student(
         run = reopen(out, recipe, kind="student", data_sha256=folder.sha256, **hashes)
     else:
         refuse_existing(out)
-        preprocessing = _preprocessing(folder, recipe, progress)
+        preprocessing = preprocessing_of(folder, recipe, progress)
         run = Run(out, recipe, run_info(folder, kind="student", preprocessing=preprocessing, **hashes))
     if source is not None:
         refuse_other_sar(source, run.info.preprocessing)
@@ -219,7 +219,8 @@ def execute(
     return plan.run
 
 
-def _preprocessing(folder: PairFolder, recipe: Recipe, progress: Progress) -> Preprocessing:
+def preprocessing_of(folder: PairFolder, recipe: Recipe, progress: Progress) -> Preprocessing:
+    """The SAR input of a new run. Raises DatasetError or RadiometryError."""
     settings = recipe.preprocessing
     return fit_preprocessing(
         folder,

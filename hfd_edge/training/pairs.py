@@ -80,7 +80,7 @@ def open_unlabelled(
     """Data folders whose pairs join the distillation, checked against recipe, data and teacher.
 
     Args:
-        paths: Their roots; the recipe's split scheme is used where they have it. Their training pairs serve.
+        paths: Their roots; their training pairs serve, of the training's split scheme where they have it.
         recipe: The student's.
         folder: The data that it is trained on.
         teacher: Its teacher's run.
@@ -105,8 +105,14 @@ def open_unlabelled(
 
 def _open_unlabelled(path: Path, recipe: Recipe, folder: PairFolder) -> PairFolder:
     other = PairFolder.open(path)
-    if recipe.split in other.schemes:
-        other = PairFolder.open(path, scheme=recipe.split)
+    if folder.scheme in other.schemes:
+        other = PairFolder.open(path, scheme=folder.scheme)
+    elif other.schemes and other.scheme is None:
+        raise DatasetError(
+            f"Unlabelled pairs {path} have the split schemes {', '.join(other.schemes)}, of which none is "
+            f"that of {folder.root} ({folder.scheme}). Add a scheme of this name whose train.txt lists the "
+            "pairs that are to serve, or leave one scheme."
+        )
     found, wanted = other.config, folder.config
     if (found.sar.bands, found.sar.units) != (wanted.sar.bands, wanted.sar.units):
         raise DatasetError(

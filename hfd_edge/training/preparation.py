@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from hfd_edge.config import Recipe, TeacherRecipe
 from hfd_edge.datasets.folder import PairFolder
@@ -15,6 +18,9 @@ from hfd_edge.sar.preprocessing import Preprocessing
 from hfd_edge.training.loop import training_keys
 from hfd_edge.training.samples import Augmentation, Batches, TileStore, Unlabelled
 from hfd_edge.training.schedule import Schedule
+
+_ROUNDING = 1e-4
+"""Statistics of the same data differ by less between machines, dB or stored values."""
 
 
 def make_batches(
@@ -103,9 +109,22 @@ def open_teacher(
             f"The teacher {teacher} was trained on EO input {run.info.dataset.eo}, but {folder.root} "
             f"declares {folder.config.eo}. Train a teacher on this input."
         )
+    _refuse_other_split(run, folder)
     if not run.weights_path.is_file():
         raise CheckpointError(f"The teacher {teacher} has no weights yet. Finish it with --resume.")
     return run
+
+
+def _refuse_other_split(teacher: Run, folder: PairFolder) -> None:
+    """A teacher of another split scheme of these data knows labels that the student is scored on."""
+    trained = teacher.recipe.split
+    if teacher.info.dataset != folder.config or None in (trained, folder.scheme) or trained == folder.scheme:
+        return
+    raise RecipeError(
+        f"The teacher {teacher.path} was trained on the split '{trained}', but the student's is "
+        f"'{folder.scheme}': it may have seen labels of the student's val and test pairs. Train a teacher on "
+        "this split."
+    )
 
 
 def with_inputs_of(teacher: Run | None, recipe: Recipe) -> Recipe:
@@ -119,14 +138,23 @@ def refuse_other_sar(teacher: Run, preprocessing: Preprocessing | None) -> None:
     """A teacher that sees SAR sees the student's SAR input, which must be what it was trained on.
 
     Raises:
-        RecipeError: bands, filter or statistics differ.
+        RecipeError: bands, filter or statistics differ; the latter by more than another machine's rounding.
     """
-    if teacher.info.sees != "eo+sar" or teacher.info.preprocessing == preprocessing:
+    trained = teacher.info.preprocessing
+    if teacher.info.sees != "eo+sar" or _same_input(trained, preprocessing):
         return
     raise RecipeError(
-        f"The teacher {teacher.path} sees SAR as {teacher.info.preprocessing}, but the student takes "
+        f"The teacher {teacher.path} sees SAR as {trained}, but the student takes "
         f"{preprocessing}. Train both on the same data, with the same split and [preprocessing]."
     )
+
+
+def _same_input(one: Preprocessing | None, other: Preprocessing | None) -> bool:
+    if one is None or other is None or one.bands != other.bands:
+        return one == other
+    first, second = (np.array([*zip(*each.clip, strict=True), each.mean, each.std]) for each in (one, other))
+    settings = replace(one, clip=other.clip, mean=other.mean, std=other.std)
+    return settings == other and np.allclose(first, second, rtol=0, atol=_ROUNDING)
 
 
 def run_info(

@@ -69,8 +69,19 @@ def test_other_tiles_are_no_pairs() -> None:
     _, teacher = summarise(
         [run("sar_only", 0, error=0.2), run("teacher", 0, error=0.1, teacher="eo", drop=3)]
     )
-    assert teacher.gain is not None
-    assert (teacher.low, teacher.high) == (None, None)
+    assert (teacher.gain, teacher.low, teacher.high, teacher.paired) == (None, None, None, ())
+
+
+def test_the_picture_finds_the_reference_among_rows_without_gain(tmp_path: Path) -> None:
+    lines = summarise(
+        [
+            run("sar_only", 5, error=0.3, hfam=False),  # no seed to pair with
+            run("sar_only", 0, error=0.2),
+            run("hfdm", 0, error=0.1, teacher="eo"),
+        ]
+    )
+    assert [line.is_reference for line in lines] == [False, True, False]
+    plot_ablation(lines, tmp_path / "p.png", title="Ablation")
 
 
 def test_the_interval_of_one_seed_is_that_of_the_tiles() -> None:

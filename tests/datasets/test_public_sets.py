@@ -321,3 +321,28 @@ def test_blank_tiles_and_strange_labels(tmp_path: Path) -> None:
         source.write_pool(tmp_path / "no", config, ["blank"], read, schemes, progress=lambda *_: None)
     with pytest.raises(DatasetError, match=r"f.tif holds label value 7, but X has 0, 1. Fetch"):
         source.map_labels(np.array([[7]]), {0: 0, 1: 1}, Path("f.tif"), title="X")
+
+
+def test_values_beyond_a_reflectance_do_not_wrap_around(tmp_path: Path) -> None:
+    stored = np.full((13, 2, 2), 300.0, np.float32)
+    stored[:, 0, 0], stored[:, 0, 1], stored[:, 1, 1] = -1, np.nan, 1e6
+    write_image(tmp_path / "s2.tif", stored)
+    image = source.read_sentinel2(tmp_path / "s2.tif", title="X")
+    assert image.dtype == np.uint16 and image[0].tolist() == [[0, 0], [300, 65535]]
+
+
+def test_test_scenes_alone_are_too_little(tmp_path: Path) -> None:
+    _whu(tmp_path / "src")
+    for path in (tmp_path / "src").glob("*/*.tif"):
+        if path.stem not in whu_opt_sar.TEST:
+            path.unlink()
+    with pytest.raises(DatasetError, match="Split 'train' of 'authors' would hold no tile of whu_opt_sar"):
+        convert("whu_opt_sar", tmp_path / "src", tmp_path / "dst")
+
+
+def test_spacenet6_footprints_of_other_tiles_are_no_labels(tmp_path: Path) -> None:
+    _spacenet6(tmp_path / "src")
+    (csv,) = (tmp_path / "src").rglob("*_Buildings.csv")
+    csv.write_text(csv.read_text().replace("2019080411", "other_2019080411"))
+    with pytest.raises(DatasetError, match=r"names none of the 20 tiles .*first '2019.* but other_2019"):
+        convert("spacenet6", tmp_path / "src", tmp_path / "dst")

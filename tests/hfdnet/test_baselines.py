@@ -9,6 +9,7 @@ from hfd_edge.config import NetworkRecipe
 from hfd_edge.errors import RecipeError
 from hfd_edge.hfdnet.baselines import ARCHITECTURES, from_recipe
 from hfd_edge.hfdnet.encoder import build_encoder
+from hfd_edge.hfdnet.network import from_recipe as student_from_recipe
 
 SMALL = NetworkRecipe(encoder="mobilenetv3_small_050", init="random")
 
@@ -44,9 +45,18 @@ def test_imagenet_weights_are_those_of_the_student(arch: str) -> None:
     assert all(torch.equal(theirs[name], ours[name]) for name in ours)
 
 
+@pytest.mark.parametrize("arch", ["Unet", "PSPNet"])  # all of the encoder, and a part of it
+def test_random_weights_are_those_of_the_student(arch: str) -> None:
+    torch.manual_seed(3)
+    theirs = from_recipe(SMALL, arch=arch, bands=2, classes=2).network.encoder.model.state_dict()
+    torch.manual_seed(3)
+    ours = student_from_recipe(SMALL, bands=2, classes=2).encoder.body.state_dict()
+    assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
+
+
 def test_a_cut_down_encoder_takes_its_part_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = build_encoder("resnet10t", bands=3, pretrained=False).body.state_dict()
-    monkeypatch.setattr("hfd_edge.hfdnet.baselines.imagenet_weights", lambda name: whole)
+    monkeypatch.setattr("hfd_edge.hfdnet.encoder.imagenet_weights", lambda name: whole)
     network = from_recipe(
         NetworkRecipe(encoder="resnet10t"), arch="PSPNet", bands=1, classes=2, pretrained=True
     )

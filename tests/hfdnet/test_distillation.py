@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hfd_edge.config import Recipe
 from hfd_edge.hfdnet.distillation import (
     TERMS,
     Comparison,
@@ -239,6 +240,15 @@ def test_small_maps_are_not_shifted_away() -> None:
     for side, left in ((4, 4), (8, 6), (16, 12)):
         maps = noise(1, 2, side, side)
         assert comparison(maps, maps, mask=None, stride=4)[0].shape[2:] == (left, left)
+
+
+def test_every_tolerance_that_a_recipe_may_ask_for_is_searched() -> None:
+    crop = Recipe().training.crop_px
+    most = crop // 8
+    Recipe.model_validate({"distill": {"tolerance_px": most}})
+    maps = noise(1, 1, crop // 4, crop // 4)
+    left = Comparison(tolerance_px=most)(maps, maps, mask=None, stride=4)[0].shape[2]
+    assert crop // 4 - left == 2 * (most // 4)
 
 
 def test_projectors_may_change_the_width() -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +22,10 @@ from hfd_edge.comparison.ablation import summarise
 from hfd_edge.config import parse, read_toml
 from hfd_edge.errors import CheckpointError, HfdEdgeError, RecipeError
 from hfd_edge.files import resource_folder
+from hfd_edge.hfdnet.run import Run
+from hfd_edge.training import ablation
 from hfd_edge.training.ablation import SCORES_NAME, Table
-from hfd_edge.training.ablation_plan import AblationPlan, jobs_of, select
+from hfd_edge.training.ablation_plan import AblationPlan, Job, jobs_of, select
 
 RECIPE = """
 [network]
@@ -163,6 +169,8 @@ def test_processes_give_the_same_scores(base: Path, pairs: Path, monkeypatch: py
     one.run()
     for first, second in zip(together.results(), one.results(), strict=True):
         assert first.row["miou"] == pytest.approx(second.row["miou"], abs=0.02)  # threads add up differently
+        losses = [Run.open(t.runs / first.job.name).metrics()["history"][0]["loss"] for t in (together, one)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     assert len(summarise([(result.row, result.counts) for result in one.results()])) == 3
 
 
@@ -208,10 +216,10 @@ def test_rows_share_teachers_and_variants_have_names(base: Path) -> None:
     assert of_seed == [
         "teacher-eo+sar-m-seed3",
         "teacher-eo-seed3",
-        "hfdm-eo-hfam_on-seed3",
+        "hfdm-eo-seed3",
         "hfdm-eo-hfam_off-seed3",
         "teacher-eo+sar-seed3",
-        "hfdm-eo+sar-hfam_on-seed3",
+        "hfdm-eo+sar-seed3",
         "hfdm-eo+sar-hfam_off-seed3",
         "hfdm-eo-pool-seed3",
     ]
@@ -249,6 +257,15 @@ def test_rows_share_teachers_and_variants_have_names(base: Path) -> None:
             {"method": "sar_only", "variant": "x", "overrides": ["training.seed=9"]},
             "training.seed is not for overrides: a plan has 'seeds' for it",
         ),
+        (
+            {"method": "sar_only", "variant": "wide", "overrides": ["network.channels=9"]},
+            "network.channels is the same for all runs of a plan",
+        ),
+        (
+            {"method": "sar_only", "variant": "x", "overrides": ["training={epochs=9}"]},
+            "training.seed is not for overrides",  # a section sets all of its keys
+        ),
+        ({"method": "sar_only", "seeds": []}, "rows.0.seeds: Tuple should have at least 1 item"),
         ({"method": "sar_only", "unlabelled": ["d"], "variant": "u"}, "neither 'taught_by' nor 'unlabelled'"),
     ],
 )
@@ -261,6 +278,19 @@ def test_rows_that_make_no_fair_table_are_refused(row: dict[str, Any], message: 
     ("rows", "keys", "message"),
     [
         ([{"method": "sar_only"}] * 2, {}, "Two rows of the plan 'p' ask for the run sar_only-seed0"),
+        (
+            [{"method": "sar_only"}, {"method": "sar_only", "hfam": [True]}],
+            {},
+            "Two rows of the plan 'p' ask for the run sar_only-seed0",
+        ),
+        (
+            [
+                {"method": "teacher", "teacher": ["eo"], "variant": "m", "overrides": [f"network.preset={p}"]}
+                for p in ("m", "l")
+            ],
+            {},
+            "Two rows of the plan 'p' ask for the run teacher-eo-m-seed0",
+        ),
         ([{"method": "baseline", "arch": ["Vnet"]}], {}, "no baseline architecture 'Vnet'"),
         ([{"method": "sar_only"}], {"overrides": ["network.init=teacher"]}, "so runs would not start alike"),
         ([{"method": "sar_only"}], {"recipe": "none.toml"}, "There is no file .*none.toml"),
@@ -276,6 +306,93 @@ def test_plans_that_cannot_be_run_are_refused(
 ) -> None:
     with pytest.raises(RecipeError, match=message):
         jobs_of(plan_of(*rows, **keys), base=base)
+
+
+@pytest.mark.parametrize("key", ["training.seed", "distill.method", "teacher.inputs"])
+def test_what_a_plan_would_overrule_is_refused(key: str) -> None:
+    with pytest.raises(RecipeError, match=f"{key} is not for overrides: a plan has"):
+        plan_of({"method": "sar_only"}, overrides=[f"{key}=1"])
+
+
+class Pool:
+    """Stands for the pool of processes: jobs end in the order in which they were submitted, or fail."""
+
+    def __init__(self, failing: str = "", error: Exception | None = None) -> None:
+        self.failing = failing
+        self.error = error
+        self.running: list[Future[None]] = []
+        self.started: list[str] = []
+        self.most = 0
+
+    def __call__(self, *_: object) -> Pool:
+        return self
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, _: object, job: Job, *__: object) -> Future[None]:
+        self.started.append(job.name)
+        self.running.append(Future())
+        self.most = max(self.most, len(self.running))
+        return self.running[-1]
+
+    def wait(self, futures: object, **_: object) -> SimpleNamespace:
+        future, name = self.running.pop(0), self.started[-len(self.running) - 1]
+        if name == self.failing:
+            future.set_exception(self.error)
+        else:
+            future.set_result(None)
+        return SimpleNamespace(done={future})
+
+
+def test_no_run_is_queued_behind_those_that_run(
+    base: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pool starts what is queued in it even after a failure, and after Ctrl-C."""
+    jobs = jobs_of(plan_of({"method": "sar_only"}, seeds=range(8)), base=base)
+    table = Table(jobs, pairs, base / "runs")
+
+    def run(pool: Pool) -> None:
+        monkeypatch.setattr(ablation, "ProcessPoolExecutor", pool)
+        monkeypatch.setattr(ablation, "wait", pool.wait)
+        table.run(parallel=2)
+
+    good = Pool()
+    run(good)
+    assert good.most == 2
+    assert good.started == [job.name for job in jobs]
+    for error, message in (
+        (HfdEdgeError("sar_only-seed1 failed"), "sar_only-seed1 failed"),
+        (
+            BrokenProcessPool("abruptly"),
+            "while these ran: sar_only-seed1, sar_only-seed2.*smaller --parallel",
+        ),
+    ):
+        bad = Pool("sar_only-seed1", error)
+        with pytest.raises(HfdEdgeError, match=message):
+            run(bad)
+        assert bad.started == [job.name for job in jobs[:3]]
+
+
+def test_results_of_other_data_are_refused(base: Path, pairs: Path) -> None:
+    data = base / "data"
+    shutil.copytree(pairs, data)
+    jobs = jobs_of(plan_of({"method": "sar_only"}, overrides=["training.epochs=1"]), base=base)
+    table = Table(jobs, data, base / "runs")
+    table.run()
+    assert len(table.results()) == 1
+    (score,) = (base / "runs").glob("*/test.json")
+    score.write_text("[]")
+    with pytest.raises(CheckpointError, match=r"test.json is damaged \(TypeError: .*Remove it"):
+        table.results()
+    label = sorted((data / "test" / "label").iterdir())[0]
+    label.unlink()
+    message = r"another data \(data_sha256\).*give another --runs, or remove .*runs/sar_only-seed0\."
+    with pytest.raises(CheckpointError, match=message):
+        table.results()
 
 
 def test_unequal_budgets_are_refused(base: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from hfd_edge.errors import CheckpointError, DatasetError, RecipeError
 from hfd_edge.hfdnet.run import Run, read_tensors
 from hfd_edge.raster.image import read_image, write_image
 from hfd_edge.training.fit import train_student, train_teacher
-from hfd_edge.training.pairs import join_unlabelled, student_pairs, teacher_pairs
+from hfd_edge.training.pairs import join_unlabelled, open_unlabelled, student_pairs, teacher_pairs
 from hfd_edge.training.samples import Augmentation, Batches, EoStatistics, TileCache, TileStore
 
 NO_CHANGE = Augmentation(crop_px=64, flip="none", eo_jitter=0.0, sar_gain=(0.0, 0.0), ignore_index=255)
@@ -196,3 +196,22 @@ def test_unlabelled_pairs_that_teach_nothing_or_do_not_fit_are_refused(
     with pytest.raises(DatasetError, match="Split 'train' of .*a has no pair with an EO image"):
         train(tmp_path / "a")
     assert not (tmp_path / "run").exists()
+
+
+def test_of_several_split_schemes_the_one_of_the_training_serves(
+    folder: PairFolder, teacher: Path, other: Path, recipe, tmp_path: Path
+) -> None:
+    root = tmp_path / "pool"
+    shutil.copytree(other / "train", root)
+    shutil.copy(other / "dataset.toml", root)
+    names = sorted(path.stem for path in (root / "sar").iterdir())
+    for scheme, own in (("event", names), ("spatial", names[:1])):
+        (root / "splits" / scheme).mkdir(parents=True)
+        (root / "splits" / scheme / "train.txt").write_text("\n".join(own))
+    message = r"pool have the split schemes event, spatial, .* none .* leave one scheme"
+    with pytest.raises(DatasetError, match=message):
+        train_student(folder, recipe(), tmp_path / "run", teacher=teacher, unlabelled=[root])
+    run = Run.open(teacher)
+    chosen = replace(folder, scheme="spatial")
+    (found,) = open_unlabelled([root], recipe(), chosen, run)
+    assert [pair.name for pair in found.pairs("train")] == names[:1]

@@ -5,21 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from hfd_edge.config import Recipe
+from hfd_edge.config import Recipe, write_toml
 from hfd_edge.datasets.folder import PairFolder
 from hfd_edge.errors import BundleError, CheckpointError, DatasetError, RecipeError
 from hfd_edge.evaluation import open_predictor
-from hfd_edge.hfdnet.run import Run, RunInfo
+from hfd_edge.hfdnet.run import Run, RunInfo, read_tensors
 from hfd_edge.raster.image import read_image, write_image
 from hfd_edge.training.evaluate import _input, eo_statistics_of, evaluate_run
 from hfd_edge.training.fit import train_student, train_teacher
 from hfd_edge.training.loop import identity_of
+from hfd_edge.training.preparation import refuse_other_sar
 from hfd_edge.training.samples import TileCache, TileStore, collate, teacher_pixels
 
 BASE = {
@@ -119,7 +121,7 @@ def test_data_without_the_earlier_date_are_refused(
         train_teacher(folder, with_inputs("eo before+after"), tmp_path / "run")
     with pytest.raises(DatasetError, match=message):
         train_student(folder, with_inputs("eo"), tmp_path / "run", teacher=teachers["eo before+after"].path)
-    with pytest.raises(DatasetError, match="no labelled pixel for a teacher"):
+    with pytest.raises(DatasetError, match=r"no labelled pixel for a teacher.*Add the EO images"):
         evaluate_run(teachers["eo before+after"], folder)
     assert not (tmp_path / "run").exists()
 
@@ -157,3 +159,72 @@ def test_a_teacher_of_sar_needs_its_preprocessing(teachers: dict[str, Run]) -> N
     info = {**teachers["eo+sar"].info.model_dump(), "preprocessing": None}
     with pytest.raises(ValueError, match=r"a teacher of inputs 'eo\+sar' needs 'preprocessing'"):
         RunInfo.model_validate(info)
+
+
+def test_a_teacher_of_another_split_is_refused(
+    teachers: dict[str, Run], dated: PairFolder, tmp_path: Path
+) -> None:
+    """It has learnt from labels that its student is scored on."""
+    root, teacher = tmp_path / "pool", tmp_path / "teacher"
+    shutil.copytree(dated.root / "train", root)
+    shutil.copy(dated.root / "dataset.toml", root)
+    names = [pair.name for pair in dated.pairs("train")]
+    for scheme, order in (("event", names), ("spatial", names[::-1])):
+        for split, own in (("train", order[:4]), ("val", order[4:])):
+            (root / "splits" / scheme).mkdir(parents=True, exist_ok=True)
+            (root / "splits" / scheme / f"{split}.txt").write_text("\n".join(own))
+    shutil.copytree(teachers["eo"].path, teacher)
+    write_toml(teacher / "recipe.toml", with_inputs("eo", split="event"))
+    folder, recipe = PairFolder.open(root, scheme="spatial"), with_inputs("eo", split="spatial")
+    message = r"was trained on the split 'event', but the student's is 'spatial'.*Train a teacher on this"
+    with pytest.raises(RecipeError, match=message):
+        train_student(folder, recipe, tmp_path / "run", teacher=teacher)
+    write_toml(teacher / "recipe.toml", recipe)
+    assert train_student(folder, recipe, tmp_path / "run", teacher=teacher).metrics()["epochs"] == 1
+
+
+def test_the_last_bits_of_another_machine_are_no_other_input(teachers: dict[str, Run]) -> None:
+    own = teachers["eo+sar"].info.preprocessing
+    assert own is not None
+    refuse_other_sar(teachers["eo+sar"], replace(own, mean=tuple(value + 1e-6 for value in own.mean)))
+    for field in ("mean", "std"):
+        other = replace(own, **{field: tuple(value + 0.01 for value in getattr(own, field))})
+        with pytest.raises(RecipeError, match="sees SAR as"):
+            refuse_other_sar(teachers["eo+sar"], other)
+    with pytest.raises(RecipeError, match="sees SAR as"):
+        refuse_other_sar(teachers["eo+sar"], replace(own, looks=own.looks + 1e-6))
+
+
+def test_student_and_teacher_see_the_same_sar(
+    teachers: dict[str, Run], dated: PairFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hfd_edge.hfdnet.network import HfdNet
+
+    seen: dict[int, list[torch.Tensor]] = {2: [], 5: []}
+    taps = HfdNet.taps
+
+    def spy(self: HfdNet, pixels: torch.Tensor):
+        if torch.is_grad_enabled() or self.bands == 5:
+            seen[self.bands].append(pixels)
+            assert self.training == (self.bands == 2), "the teacher's normalisation is frozen"
+        return taps(self, pixels)
+
+    monkeypatch.setattr(HfdNet, "taps", spy)
+    train_student(dated, Recipe.model_validate(BASE), tmp_path / "run", teacher=teachers["eo+sar"].path)
+    assert len(seen[2]) == len(seen[5]) == 2
+    assert all(torch.equal(mine, whole[:, 3:]) for mine, whole in zip(seen[2], seen[5], strict=True))
+
+
+def test_an_interrupted_teacher_of_sar_goes_on(dated: PairFolder, tmp_path: Path) -> None:
+    recipe = with_inputs("eo+sar", training={**BASE["training"], "checkpoint_every": 1})
+
+    def stop(done: float, total: float, text: str) -> None:
+        if text.startswith("teacher") and done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_teacher(dated, recipe, tmp_path / "run", progress=stop)
+    resumed = train_teacher(dated, recipe, tmp_path / "run", resume=True)
+    straight = train_teacher(dated, recipe, tmp_path / "straight")
+    first, second = (read_tensors(run.checkpoint_path)[0] for run in (resumed, straight))
+    assert all(torch.equal(first[key], second[key]) for key in first)
