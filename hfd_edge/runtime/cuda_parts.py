@@ -10,22 +10,9 @@ from hfd_edge.runtime.device import Device, Stream
 from hfd_edge.runtime.kernels import Kernels
 from hfd_edge.runtime.launch import Speckle
 from hfd_edge.runtime.launch_logits import Blend, CutTiles, Labels
+from hfd_edge.runtime.ports import Ports
 from hfd_edge.runtime.rows import Tiler
 from hfd_edge.runtime.transfer import Intake, quiesce
-
-ALIGNMENT = 256
-"""Bytes; where a batch may begin. Buffers do, and what TensorRT is given must (NvInferRuntime.h)."""
-
-
-class Ports(Protocol):
-    """What a network takes and gives; see `backends.tensorrt.Ports`."""
-
-    @property
-    def input_half(self) -> bool: ...
-    @property
-    def output_half(self) -> bool: ...
-    def input_bytes(self, tiles: int) -> int: ...
-    def logits_bytes(self, tiles: int) -> int: ...
 
 
 class DeviceBackend(Backend, Protocol):
@@ -43,7 +30,7 @@ class DeviceBackend(Backend, Protocol):
     def ports(self) -> Ports: ...
 
     def enqueue(self, input_address: int, output_address: int, tiles: int, stream: Stream) -> None:
-        """Compute the logits of some tiles, asynchronously. Both addresses are multiples of `ALIGNMENT`."""
+        """Compute the logits of some tiles, asynchronously. Both addresses are multiples of ALIGNMENT."""
         ...
 
 

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfd_edge.raster.tiling import TileRow, blend_weights
-from hfd_edge.runtime.cuda_parts import ALIGNMENT, Parts, whole_rows
+from hfd_edge.runtime.cuda_parts import Parts, whole_rows
 from hfd_edge.runtime.device import Buffer, Event
 from hfd_edge.runtime.launch import Plane
+from hfd_edge.runtime.ports import ALIGNMENT
 from hfd_edge.runtime.rows import Ran, nobody
 from hfd_edge.runtime.transfer import DeviceImage, Intake, StageClock, Transfer
 

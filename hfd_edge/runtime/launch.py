@@ -96,8 +96,9 @@ SPECKLE_ARGS = np.dtype(
 )
 """`SpeckleArgs` of speckle.cu."""
 
-_DTYPES = ("uint8", "uint16", "float32", "complex64")
-_UNITS = {"intensity": 0, "dn": 1, "amplitude": 1, "complex": 2, "sigma0_db": 3, "stretched": 4}
+PIXEL_TYPES = ("uint8", "uint16", "float32", "complex64")
+"""Stored pixels that the kernels read, by their number, StoredType in radiometry.cuh."""
+UNITS = {"intensity": 0, "dn": 1, "amplitude": 1, "complex": 2, "sigma0_db": 3, "stretched": 4}
 _FILTERS = {"boxcar": 0, "lee": 1, "kuan": 2, "gamma_map": 3}
 _KERNELS = {"none": "speckle_none", "frost": "speckle_frost", "refined_lee": "speckle_refined_lee"}
 _WINDOWS = (3, 5, 7, 9, 11)
@@ -185,7 +186,7 @@ class Speckle:
     def _checked_type(self, dtype: np.dtype, shape: tuple[int, int, int], rows: tuple[int, int]) -> int:
         """Number of the type in speckle.cu, after the checks that keep the kernel inside its arrays."""
         chain = self._preprocessing
-        if dtype.name not in _DTYPES or (dtype.name == "complex64") != (chain.units == "complex"):
+        if dtype.name not in PIXEL_TYPES or (dtype.name == "complex64") != (chain.units == "complex"):
             wanted = "complex64" if chain.units == "complex" else "uint8, uint16 or float32"
             raise BackendError(
                 f'The speckle kernel was given {dtype} pixels, but takes {wanted} for units "{chain.units}". '
@@ -196,7 +197,7 @@ class Speckle:
                 f"The speckle kernel was given rows {rows[0]} to {rows[1]} of an image of shape {shape}, but "
                 f"needs at least one row inside a block of {chain.bands} bands."
             )
-        return _DTYPES.index(dtype.name)
+        return PIXEL_TYPES.index(dtype.name)
 
     def _nodata_fits(self, dtype: np.dtype) -> bool:
         """Whether a stored pixel can equal the no-data value at all, as NumPy compares the two."""
@@ -226,7 +227,7 @@ def _speckle_constants(preprocessing: Preprocessing, *, half: bool) -> np.ndarra
     """The argument struct with everything that is the same for every frame."""
     args = np.zeros((), SPECKLE_ARGS)
     bands = preprocessing.bands
-    args["units"] = _UNITS[preprocessing.units]
+    args["units"] = UNITS[preprocessing.units]
     args["filter"] = _FILTERS.get(preprocessing.speckle, 0)
     args["radius"] = preprocessing.halo_px
     args["half_output"] = half

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfd_edge.errors import BackendError
-from hfd_edge.runtime.launch import _DTYPES, _UNITS, MAX_BANDS, Plane, grid_of
+from hfd_edge.runtime.launch import MAX_BANDS, PIXEL_TYPES, UNITS, Plane, grid_of
 from hfd_edge.sar.preprocessing import Preprocessing
 from hfd_edge.sar.statistics import BINS, BLOCK_PX, LOG_ENL_LIMITS, FrameStatistics
 
@@ -119,7 +119,7 @@ class Stats:
             BackendError: the shape or the type does not fit.
         """
         chain = self._preprocessing
-        if dtype.name not in _DTYPES or (dtype.name == "complex64") != (chain.units == "complex"):
+        if dtype.name not in PIXEL_TYPES or (dtype.name == "complex64") != (chain.units == "complex"):
             raise BackendError(
                 f'The statistics kernel was given {dtype} pixels for units "{chain.units}", but takes '
                 "complex64 for complex ones and uint8, uint16 or float32 for all others."
@@ -127,7 +127,7 @@ class Stats:
         if shape[0] != chain.bands or min(shape) < 1:
             raise BackendError(f"The frame is {shape}, expected {chain.bands} bands and at least one pixel.")
         args = self._arguments(raw, pixels, valid, counters)
-        args["dtype"], args["units"] = _DTYPES.index(dtype.name), _UNITS[chain.units]
+        args["dtype"], args["units"] = PIXEL_TYPES.index(dtype.name), UNITS[chain.units]
         args["bands"], args["rows"], args["cols"] = bands, rows, cols = shape
         groups = -(-cols // _GROUP) * rows
         blocks = min(-(-groups // _THREADS), _WAVES * self._limits.multiprocessors)

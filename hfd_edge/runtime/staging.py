@@ -4,31 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hfd_edge.runtime.device import Device, Stream
+from hfd_edge.runtime.ports import Ports
 
 Enqueue = Callable[[int, int, int, Stream], None]
-
-
-class Ports(Protocol):
-    """What it must know of an engine; see `backends.tensorrt.Ports`."""
-
-    @property
-    def input_half(self) -> bool: ...
-    @property
-    def output_half(self) -> bool: ...
-    @property
-    def tile(self) -> tuple[int, int, int]: ...
-    @property
-    def logits(self) -> tuple[int, int, int]: ...
-    @property
-    def least(self) -> int: ...
-    @property
-    def most(self) -> int: ...
 
 
 class Staging:

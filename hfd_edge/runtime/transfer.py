@@ -16,14 +16,11 @@ from numpy.typing import NDArray
 
 from hfd_edge.errors import BackendError
 from hfd_edge.runtime.device import Device, Stream, external
-from hfd_edge.runtime.launch import Plane, Speckle
+from hfd_edge.runtime.launch import PIXEL_TYPES, Plane, Speckle
 from hfd_edge.sar.preprocessing import Preprocessing
 from hfd_edge.sar.radiometry import check_units
 
 Array = NDArray[Any]
-
-# What the speckle kernel reads; everything else is converted on the way into page-locked memory.
-_KERNEL_DTYPES = ("uint8", "uint16", "float32", "complex64")
 
 
 class Transfer:
@@ -136,9 +133,9 @@ class DeviceImage:
         """
         found = external(array, ordinal=ordinal)
         size = found.dtype.itemsize
-        if found.dtype.name not in _KERNEL_DTYPES or not found.dtype.isnative:
+        if found.dtype.name not in PIXEL_TYPES or not found.dtype.isnative:
             raise BackendError(
-                f"The device array holds {found.dtype}, but the kernels read {', '.join(_KERNEL_DTYPES)}. "
+                f"The device array holds {found.dtype}, but the kernels read {', '.join(PIXEL_TYPES)}. "
                 "Convert it on the GPU, or pass a NumPy array."
             )
         band, row, col = found.strides
@@ -274,7 +271,7 @@ class Intake:
     def _stage(self, raw: Array, stream: Stream) -> tuple[Array, Plane]:
         """Copy host pixels to where the kernel reads them, in a type that it reads."""
         kind = raw.dtype
-        if kind.name not in _KERNEL_DTYPES or not kind.isnative:
+        if kind.name not in PIXEL_TYPES or not kind.isnative:
             kind = np.dtype(np.complex64 if kind.kind == "c" else np.float32)
         nbytes = raw.size * kind.itemsize
         if self._staging is None or self._staging.nbytes < nbytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections import deque
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,24 +14,9 @@ from numpy.typing import NDArray
 from hfd_edge.bundle import Bundle
 from hfd_edge.errors import BackendError
 from hfd_edge.runtime.device import Device, Stream
+from hfd_edge.runtime.ports import Ports
 
 _HOST_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-
-
-@dataclass(frozen=True)
-class Ports:
-    """See `hfd_edge.runtime.backends.tensorrt.Ports`."""
-
-    input_half: bool
-    output_half: bool
-    tile: tuple[int, int, int]
-    logits: tuple[int, int, int]
-
-    def input_bytes(self, tiles: int) -> int:
-        return tiles * int(np.prod(self.tile)) * (2 if self.input_half else 4)
-
-    def logits_bytes(self, tiles: int) -> int:
-        return tiles * int(np.prod(self.logits)) * (2 if self.output_half else 4)
 
 
 class HostNetwork:
@@ -57,7 +41,7 @@ class HostNetwork:
         self.device = device
         self.batch, self.least = batch, least
         bands, classes = len(manifest.sar.bands), len(manifest.classes)
-        self.ports = Ports(*half, (bands, size, size), (classes, side, side))
+        self.ports = Ports(*half, (bands, size, size), (classes, side, side), least, batch)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         self._session = onnxruntime.InferenceSession(

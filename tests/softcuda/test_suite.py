@@ -26,6 +26,7 @@ HOST = (
     "resources",
     "external",
     "mapped",
+    "ports",
     "transfer",
     "staging",
     "graphs",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from hfd_edge.runtime.backends.rtx_cache import RuntimeCache
 from hfd_edge.runtime.device import Device, Stream
 from hfd_edge.runtime.engines import OpenedEngine, open_engine
 from hfd_edge.runtime.graphs import MOST_GRAPHS, Batch, Replays
+from hfd_edge.runtime.ports import ALIGNMENT, Ports
 from hfd_edge.runtime.staging import Staging
 from hfd_edge.tensorrt_api import TensorRT, load_tensorrt, member, product, tensorrt_logger
 
@@ -28,36 +28,6 @@ _log = logging.getLogger("hfd_edge.runtime")
 _INPUT, _OUTPUT = "sar", "logits"
 _AGAIN = "Export and build again."
 _STRANGERS = 1000  # batches without a graph after which others may have one
-_ALIGNMENT = 256  # bytes; setTensorAddress in NvInferRuntime.h
-
-
-@dataclass(frozen=True)
-class Ports:
-    """An engine's input and output.
-
-    Attributes:
-        input_half: Tiles are float16; else float32.
-        output_half: The same of the logits.
-        tile: Shape of one tile, (bands, tile_px, tile_px).
-        logits: Shape of its logits, (classes, tile_px / stride, tile_px / stride).
-        least: Fewest tiles of a batch.
-        most: Most tiles.
-    """
-
-    input_half: bool
-    output_half: bool
-    tile: tuple[int, int, int]
-    logits: tuple[int, int, int]
-    least: int
-    most: int
-
-    def input_bytes(self, tiles: int) -> int:
-        """Size of a batch of tiles."""
-        return tiles * int(np.prod(self.tile)) * (2 if self.input_half else 4)
-
-    def logits_bytes(self, tiles: int) -> int:
-        """Size of their logits."""
-        return tiles * int(np.prod(self.logits)) * (2 if self.output_half else 4)
 
 
 class TensorRTBackend:
@@ -189,9 +159,9 @@ class TensorRTBackend:
                 "Split them, or build the engine for other batches (batch in the target's TOML)."
             )
         for name, address in ((_INPUT, input_address), (_OUTPUT, output_address)):
-            if address == 0 or address % _ALIGNMENT:
+            if address == 0 or address % ALIGNMENT:
                 raise BackendError(
-                    f"Address {address:#x} of '{name}' is no multiple of {_ALIGNMENT} bytes, which TensorRT "
+                    f"Address {address:#x} of '{name}' is no multiple of {ALIGNMENT} bytes, which TensorRT "
                     "needs. Begin at the start of a buffer."
                 )
 

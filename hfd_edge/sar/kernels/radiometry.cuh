@@ -6,6 +6,7 @@ constexpr float DB_PER_NEPER = 4.342944819f;
 constexpr float MAX_DB = 100.0f;
 constexpr float LARGEST = 3.402823466e38f;
 
+enum StoredType { UINT8, UINT16, FLOAT32, COMPLEX64 };  // launch.PIXEL_TYPES
 enum Units { INTENSITY, AMPLITUDE, COMPLEX, SIGMA0_DB, STRETCHED };
 enum Fault { NEGATIVE_LINEAR = 1, BEYOND_MAX_DB = 2 };
 

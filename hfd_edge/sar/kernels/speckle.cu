@@ -14,8 +14,6 @@ constexpr int QUAD = 4;
 constexpr int COLUMN_ROWS = 8;
 constexpr int MAX_THREADS = 256;
 
-enum StoredType { UINT8, UINT16, FLOAT32, COMPLEX64 };
-
 // SPECKLE_ARGS of hfd_edge/runtime/launch.py.
 struct SpeckleArgs {
     const void* raw;

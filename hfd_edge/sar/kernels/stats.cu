@@ -17,8 +17,6 @@ constexpr int THREADS = 256;
 constexpr int STEP_BITS = 18;
 constexpr int STEPS = 1 << STEP_BITS;
 
-enum StoredType { UINT8, UINT16, FLOAT32, COMPLEX64 };
-
 struct StatsArgs {
     const void* raw;             // stored pixels (bands, rows, cols)
     const void* pixels;          // network input (bands, rows, cols), FP32 or FP16
