@@ -31,9 +31,10 @@ gamma0; files may say `gamma0_db`, which is kept as `sigma0_db`); `stretched`: c
 products that have no radiometry left: no dB, no speckle filter, only clip and standardise.
 """
 
-TeacherInputs = Literal["eo", "eo+sar", "eo before+after"]
-"""What a teacher sees of a pair: `eo/` alone (the paper's teacher), the SAR image beside it, or `eo/` and the
-EO image of an earlier date in `eo_before/`. The last two are this project's extension of the paper."""
+TeacherInputs = Literal["eo", "eo+sar", "eo before+after", "eo before+after+sar"]
+"""What a teacher sees of a pair: `eo/` alone (the paper's teacher), the SAR image beside it, `eo/` and the EO
+image of an earlier date in `eo_before/`, or all three. All but the first are this project's extension of the
+paper."""
 
 Rgb = tuple[
     Annotated[int, Field(ge=0, le=255)],
@@ -131,7 +132,8 @@ class TeacherRecipe(Strict):
     """What `train teacher` trains; a student takes its teacher as that was trained."""
 
     inputs: TeacherInputs = Field(
-        default="eo", description="'eo', 'eo+sar', or 'eo before+after', which needs eo_before/ in the data."
+        default="eo",
+        description="'eo', 'eo+sar', 'eo before+after' or 'eo before+after+sar'; 'before' needs eo_before/.",
     )
 
 

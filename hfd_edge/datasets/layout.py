@@ -36,7 +36,7 @@ class Pair:
 
     def shows(self, inputs: TeacherInputs) -> bool:
         """Whether it has the EO images that such a teacher sees; SAR is there in every pair."""
-        return self.eo is not None and (inputs != "eo before+after" or self.eo_before is not None)
+        return self.eo is not None and ("before" not in inputs or self.eo_before is not None)
 
 
 @dataclass(frozen=True)

@@ -81,8 +81,8 @@ class RunInfo(Strict):
             self.eo_mean is None or self.eo_std is None or self.dataset.eo is None
         ):
             raise ValueError("a teacher needs 'eo_mean', 'eo_std' and 'dataset.eo'")
-        if self.inputs == "eo+sar" and self.preprocessing is None:
-            raise ValueError("a teacher of inputs 'eo+sar' needs 'preprocessing'")
+        if "sar" in self.sees and self.preprocessing is None:
+            raise ValueError(f"a teacher of inputs {self.sees!r} needs 'preprocessing'")
         if self.qat_sha256 is not None and self.kind != "student":
             raise ValueError("only a student can have 'qat_sha256'")
         return self
@@ -119,7 +119,7 @@ class RunInfo(Strict):
             return sar
         assert self.dataset.eo is not None
         eo = len(self.dataset.eo.bands)
-        return {"eo": eo, "eo+sar": eo + sar, "eo before+after": 2 * eo}[self.sees]
+        return eo * (2 if "before" in self.sees else 1) + (sar if "sar" in self.sees else 0)
 
 
 class Quantizers(Strict):

@@ -71,7 +71,7 @@ def train_teacher(
     else:
         refuse_existing(out)
         mean, std = eo_statistics(folder, progress=progress)
-        preprocessing = preprocessing_of(folder, recipe, progress) if inputs == "eo+sar" else None
+        preprocessing = preprocessing_of(folder, recipe, progress) if "sar" in inputs else None
         fields = {"eo_mean": mean, "eo_std": std, "inputs": inputs, "preprocessing": preprocessing}
         run = Run(out, recipe, run_info(folder, kind="teacher", **fields))
     with reproducible(fabric.device, recipe.training.seed):

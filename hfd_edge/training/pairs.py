@@ -16,10 +16,12 @@ from hfd_edge.training.samples import JoinedStores, TileStore, Unlabelled
 
 _log = logging.getLogger("hfd_edge.training")
 
+_ONE_DATE, _BOTH_DATES = "EO image", "EO image of both dates (eo/ and eo_before/)"
 _IMAGES: dict[TeacherInputs, str] = {
-    "eo": "EO image",
-    "eo+sar": "EO image",
-    "eo before+after": "EO image of both dates (eo/ and eo_before/)",
+    "eo": _ONE_DATE,
+    "eo+sar": _ONE_DATE,
+    "eo before+after": _BOTH_DATES,
+    "eo before+after+sar": _BOTH_DATES,
 }
 
 
@@ -162,7 +164,7 @@ def join_unlabelled(
 
 def _refuse_none(folder: PairFolder, split: str, seen: Sequence[Pair], inputs: TeacherInputs) -> None:
     if not seen:
-        missing = "eo_before/" if inputs == "eo before+after" else "eo/"
+        missing = "eo_before/" if "before" in inputs else "eo/"
         raise DatasetError(
             f"Split '{split}' of {folder.root} has no pair with an {_IMAGES[inputs]}, which a teacher with "
             f'teacher.inputs = "{inputs}" sees. Add {missing} files of the same names as the sar/ files, or '

@@ -141,7 +141,7 @@ def refuse_other_sar(teacher: Run, preprocessing: Preprocessing | None) -> None:
         RecipeError: bands, filter or statistics differ; the latter by more than another machine's rounding.
     """
     trained = teacher.info.preprocessing
-    if teacher.info.sees != "eo+sar" or _same_input(trained, preprocessing):
+    if "sar" not in teacher.info.sees or _same_input(trained, preprocessing):
         return
     raise RecipeError(
         f"The teacher {teacher.path} sees SAR as {trained}, but the student takes "

@@ -100,7 +100,7 @@ class TileStore:
     @property
     def eo_dates(self) -> int:
         """EO images a tile."""
-        return 2 if self.inputs == "eo before+after" else 1
+        return 2 if "before" in self.inputs else 1
 
     @property
     def eo_bands(self) -> int:
