@@ -51,6 +51,10 @@ class BackendError(HfdEdgeError, RuntimeError):
     """A runtime backend is not available, or failed to run."""
 
 
+class BenchError(HfdEdgeError, ValueError):
+    """A benchmark cannot be run as asked, or two of them cannot be compared."""
+
+
 class StorageError(HfdEdgeError, OSError):
     """A file could not be written; what was there before is untouched."""
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 BundleFolder = Annotated[Path, typer.Argument(help="Bundle folder.", metavar="BUNDLE")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout, nothing else.")]
@@ -18,6 +19,18 @@ OptionalData = Annotated[
 Scheme = Annotated[
     str | None, typer.Option("--scheme", help="Split scheme under DATA/splits; default: the recipe's.")
 ]
+
+
+class DefaultGroup(TyperGroup):
+    """A group one of whose commands need not be named: `bench BUNDLE` is `bench run BUNDLE`.
+
+    The command is called "run"; it also answers `--help`, and its text has to name the others.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or args[0] not in self.commands:
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
 
 
 def show(result: dict[str, Any], *, as_json: bool, title: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 from collections.abc import Sequence, Set
 from contextlib import suppress
 
@@ -18,6 +17,7 @@ from hfd_edge.comparison.scoring import Bench, Key, Tally, no_pixel, score_all
 from hfd_edge.datasets.folder import PairFolder
 from hfd_edge.datasets.layout import Pair
 from hfd_edge.engine_record import read_engine_record
+from hfd_edge.environment import allowed_cores
 from hfd_edge.errors import BackendError, DatasetError, EngineError
 from hfd_edge.progress import Progress, silent
 from hfd_edge.runtime.backends import available_backends
@@ -62,7 +62,8 @@ def compare(
         )
     chosen = tuple(dict.fromkeys(backends)) or available_backends()
     pairs = _labelled(folder, split, tiles)
-    bench = Bench(bundle, folder, split, pairs, _cores() if threads is None else threads, progress)
+    threads = len(allowed_cores()) if threads is None else threads
+    bench = Bench(bundle, folder, split, pairs, threads, progress)
     tallies, not_run = score_all(bench, chosen, strict=bool(backends))
     times = time_all(bench, tallies)
     reference = next(iter(tallies.values()))
@@ -160,11 +161,6 @@ def _labelled(folder: PairFolder, split: str, count: int | None) -> tuple[Pair, 
     if count is None or count >= len(pairs):
         return tuple(pairs)
     return tuple(pairs[index] for index in np.linspace(0, len(pairs) - 1, count).round().astype(int))
-
-
-def _cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _versions(backends: Sequence[str]) -> dict[str, str]:

@@ -10,9 +10,9 @@ quantizers.json         ranges of the activations, only after quantisation-aware
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors import torch as safetensors_torch
@@ -35,6 +36,7 @@ from hfd_edge.sar.preprocessing import Preprocessing
 RUN_NAME = "run.json"
 RECIPE_NAME = "recipe.toml"
 BEST_NAME = "best.safetensors"
+_DIGEST = "sha256"
 _PACKAGES = ("hfd-edge", "torch", "timm", "lightning-fabric", "numpy", "opencv-python-headless")
 CHECKPOINT_NAME = "last.ckpt.safetensors"
 METRICS_NAME = "metrics.json"
@@ -254,24 +256,26 @@ class Run:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
-    """Write a safetensors file whole or not at all. Raises StorageError."""
+    """Write a safetensors file whole or not at all, with its own hash in the header. Raises StorageError."""
     packed = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    hashed = {**header, _DIGEST: _digest(packed, header)}
     # To memory first: the library's own file writer hides the cause (a full disk) in an error of its own.
-    write_bytes(path, safetensors_torch.save(packed, dict(header)))
+    write_bytes(path, _in_order(safetensors_torch.save(packed, hashed)))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a safetensors file onto the CPU: tensors and header strings.
 
     Raises:
-        CheckpointError: missing, truncated or not a safetensors file.
+        CheckpointError: missing, truncated, not a safetensors file, or not what was written (files of earlier
+            versions have no hash, and are believed).
     """
     from safetensors import safe_open
 
     try:
         with safe_open(path, framework="pt", device="cpu") as stored:
             header = dict(stored.metadata() or {})
-            return {name: stored.get_tensor(name) for name in stored.keys()}, header  # noqa: SIM118
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise CheckpointError(
             f"There is no file {path}. Copy the whole run folder, or train again."
@@ -281,6 +285,33 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(
             f"{path} ({size} bytes) is damaged: {error}. Copy it again, or train again."
         ) from error
+    written = header.pop(_DIGEST, None)
+    found = None if written is None else _digest(tensors, header)
+    if found != written:
+        raise CheckpointError(
+            f"{path} is damaged: its content has the SHA-256 {str(found)[:12]}..., but {str(written)[:12]}"
+            "... was written. Copy it again, or train again."
+        )
+    return tensors, header
+
+
+def _in_order(content: bytes) -> bytes:
+    """Sort the header's strings, which the library writes in random order: equal weights make equal files."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return content[:8] + text.ljust(end - 8) + content[end:]
+
+
+def _digest(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
+    """SHA-256 of all that a file says, hex: a flipped bit leaves a safetensors file valid."""
+    digest = hashlib.sha256(json.dumps(dict(header), sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def load_state(module: Any, tensors: Mapping[str, Tensor], *, source: Path) -> None:
@@ -313,24 +344,6 @@ def package_versions(*also: str) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def code_revision() -> str | None:
-    """Revision of this code when it runs from its own checkout, else None."""
-    package = Path(__file__).resolve().parents[1]
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(package), "rev-parse", "--show-toplevel", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    top, _, revision = answer.stdout.strip().partition("\n")
-    # An installed copy may lie inside some other project's checkout: that revision is not ours.
-    return revision if Path(top) == package.parent else None
 
 
 def now() -> str:

@@ -35,8 +35,8 @@ def plot_ablation(lines: Sequence[Line], path: Path, *, title: str) -> None:
     if not lines:
         raise ValueError("there are no lines to draw; finish at least one run")
     # The figure is made without pyplot, which keeps global state and picks a window system.
-    figures = require("matplotlib.figure", extra="train", purpose="Drawing the ablation")
-    agg = require("matplotlib.backends.backend_agg", extra="train", purpose="Drawing the ablation")
+    figures = require("matplotlib.figure", extra="report", purpose="Drawing the ablation")
+    agg = require("matplotlib.backends.backend_agg", extra="report", purpose="Drawing the ablation")
     panels = [
         [line for line in lines if line.split == split] for split in dict.fromkeys(x.split for x in lines)
     ]

@@ -79,8 +79,8 @@ def scatter(points: Sequence[Point], *, lines: Sequence[tuple[float, str]] = ())
         "top": _TOP,
         "right": right,
         "bottom": bottom,
-        "x_ticks": [(at_x(tick), f"{tick:g}") for tick in _ticks(0.0, high_x)],
-        "y_ticks": [(at_y(tick), f"{tick:g}") for tick in _ticks(low, high)],
+        "x_ticks": [(at_x(tick), f"{tick:g}") for tick in ticks(0.0, high_x)],
+        "y_ticks": [(at_y(tick), f"{tick:g}") for tick in ticks(low, high)],
         "lines": [(at_y(value), text) for value, text in lines],
         # Small circles are drawn last: a large one must not hide them.
         "circles": sorted(circles, key=lambda circle: -float(str(circle["r"]))),
@@ -94,7 +94,7 @@ def _span(values: Sequence[float]) -> tuple[float, float]:
     return middle - 1.35 * half, middle + 1.35 * half
 
 
-def _ticks(low: float, high: float, *, about: int = 5) -> list[float]:
+def ticks(low: float, high: float, *, about: int = 5) -> list[float]:
     """Round numbers between two values: steps of 1, 2 or 5 times a power of ten."""
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))

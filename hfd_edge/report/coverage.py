@@ -34,8 +34,8 @@ def plot_coverage(selection: Selection, path: Path, *, title: str = "") -> None:
         StorageError: the file cannot be written.
     """
     # The figure is made without pyplot, which keeps global state and picks a window system.
-    figures = require("matplotlib.figure", extra="train", purpose="Drawing the coverage")
-    agg = require("matplotlib.backends.backend_agg", extra="train", purpose="Drawing the coverage")
+    figures = require("matplotlib.figure", extra="report", purpose="Drawing the coverage")
+    agg = require("matplotlib.backends.backend_agg", extra="report", purpose="Drawing the coverage")
     panels = _panels(selection)
     rows = -(-len(panels) // _COLUMNS)
     width = _COLUMNS * _PANEL_INCHES[0]

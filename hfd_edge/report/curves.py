@@ -39,8 +39,8 @@ def plot_curves(history: Sequence[Mapping[str, Any]], path: Path, *, title: str 
     if not history:
         raise ValueError("history is empty: there are no epochs to draw; train for at least one")
     # The figure is made without pyplot, which keeps global state and picks a window system.
-    figures = require("matplotlib.figure", extra="train", purpose="Drawing training curves")
-    agg = require("matplotlib.backends.backend_agg", extra="train", purpose="Drawing training curves")
+    figures = require("matplotlib.figure", extra="report", purpose="Drawing training curves")
+    agg = require("matplotlib.backends.backend_agg", extra="report", purpose="Drawing training curves")
     figure = figures.Figure(figsize=(SIZE_PX[0] / _DPI, SIZE_PX[1] / _DPI), dpi=_DPI, facecolor="white")
     agg.FigureCanvasAgg(figure)
     losses, accuracy = figure.subplots(2, 1)
@@ -98,7 +98,7 @@ def _draw_accuracy(axes: Any, epochs: list[float], history: Sequence[Mapping[str
 
 
 def _draw(axes: Any, epochs: list[float], series: list[Series], *, heading: str, unit: str) -> None:
-    ticker = require("matplotlib.ticker", extra="train", purpose="Drawing training curves")
+    ticker = require("matplotlib.ticker", extra="report", purpose="Drawing training curves")
     for _name, values, colour, width in reversed(series):
         # A lone point between gaps has no line; a marker keeps it visible.
         marker = "o" if sum(not math.isnan(value) for value in values) < 3 else None

@@ -280,8 +280,8 @@ def _scatter(shifts: Mapping[str, Misregistration], order: Sequence[str]) -> Dra
 
 def _write_chart(path: Path, draw: Draw) -> None:
     # The figure is made without pyplot, which keeps global state and picks a window system.
-    figures = require("matplotlib.figure", extra="train", purpose="Drawing the data")
-    agg = require("matplotlib.backends.backend_agg", extra="train", purpose="Drawing the data")
+    figures = require("matplotlib.figure", extra="report", purpose="Drawing the data")
+    agg = require("matplotlib.backends.backend_agg", extra="report", purpose="Drawing the data")
     figure = figures.Figure(figsize=_PANEL_INCHES, dpi=_DPI, facecolor="white", layout="constrained")
     agg.FigureCanvasAgg(figure)
     axes = figure.subplots()

@@ -21,7 +21,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 def require_templates() -> Any:
     """Load jinja2, so that work whose end is a page can fail before it begins. Raises MissingExtraError."""
-    return require("jinja2", extra="train", purpose="Writing the HTML report")
+    return require("jinja2", extra="report", purpose="Writing the HTML report")
 
 
 def write_page(template: str, path: Path, context: Mapping[str, Any]) -> None:

@@ -28,8 +28,8 @@ def plot_sensitivity(found: Sensitivity, path: Path, *, title: str = "") -> None
         MissingExtraError: matplotlib is not installed.
         StorageError: the file cannot be written.
     """
-    figures = require("matplotlib.figure", extra="train", purpose=_PURPOSE)
-    agg = require("matplotlib.backends.backend_agg", extra="train", purpose=_PURPOSE)
+    figures = require("matplotlib.figure", extra="report", purpose=_PURPOSE)
+    agg = require("matplotlib.backends.backend_agg", extra="report", purpose=_PURPOSE)
     shown = found.layers[:_SHOWN]
     height = _MARGIN_PX + _ROW_PX * len(shown)
     figure = figures.Figure(figsize=(_WIDTH_PX / _DPI, height / _DPI), dpi=_DPI, facecolor="white")

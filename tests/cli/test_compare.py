@@ -23,7 +23,11 @@ def call(*arguments: str | Path) -> Any:
 
 @pytest.fixture(autouse=True)
 def few_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hfd_edge.comparison.latency.RUNS", 2)
+    monkeypatch.setattr("hfd_edge.runtime.backends.tuning.RUNS", 2)
+    # Whatever else is installed.
+    monkeypatch.setattr("hfd_edge.comparison.run.available_backends", lambda: ("onnxruntime",))
+    # Whatever else is installed.
+    monkeypatch.setattr("hfd_edge.comparison.run.available_backends", lambda: ("onnxruntime",))
 
 
 @pytest.fixture
@@ -96,7 +100,7 @@ def test_missing_jinja2_is_said_before_anything_is_measured(
     monkeypatch.setitem(sys.modules, "jinja2", None)
     result = call(bundle, "--data", threshold_data, "--out", tmp_path / "out")
     assert result.exit_code == 1
-    assert "hfd-edge[train]" in result.stderr
+    assert "hfd-edge[report]" in result.stderr
     assert "mIoU" not in result.stderr, "nothing was scored"
     assert not (tmp_path / "out").exists()
     result = call(bundle, "--data", threshold_data, "--threads", "1")

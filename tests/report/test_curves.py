@@ -86,7 +86,7 @@ def test_an_unwritable_place_is_named(history, tmp_path: Path) -> None:
 
 def test_missing_matplotlib_names_the_extra(history, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(MissingExtraError, match=r"Drawing training curves needs .*hfd-edge\[train\]"):
+    with pytest.raises(MissingExtraError, match=r"Drawing training curves needs .*hfd-edge\[report\]"):
         plot_curves(history, tmp_path / "curves.png")
 
 

@@ -264,5 +264,5 @@ def test_missing_jinja2_names_the_extra(
     report: DemoReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(MissingExtraError, match=r"Writing the HTML report needs .*hfd-edge\[train\]"):
+    with pytest.raises(MissingExtraError, match=r"Writing the HTML report needs .*hfd-edge\[report\]"):
         render(report, tmp_path / "report.html")
