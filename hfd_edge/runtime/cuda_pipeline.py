@@ -72,6 +72,7 @@ class CudaPipeline:
     Attributes:
         memory_mode: "mapped" where kernels read host memory in place, else "copy".
         kernels: How each kernel source was had; see `Kernels.ways`.
+        device: The GPU.
     """
 
     def __init__(self, backend: DeviceBackend, tiler: Tiler, *, depth: int = 3) -> None:
@@ -90,6 +91,7 @@ class CudaPipeline:
         self.precision: str = backend.precision
         self.depth = depth
         self.tiler = tiler
+        self.device = backend.device
         self.memory_mode = backend.device.memory_mode
         self._parts = Parts.of(backend, tiler)
         self.kernels = self._parts.kernels.ways

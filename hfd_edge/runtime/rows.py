@@ -6,7 +6,7 @@ the network, blends and labels. `TileRow` (`hfd_edge.raster.tiling`) is what the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hfd_edge.raster.logits import labels_rows
 from hfd_edge.raster.tiling import LogitsBlender, TilePlan, TileRow, mirrored
+from hfd_edge.runtime.aside import Stages
 from hfd_edge.runtime.backends import Backend
 from hfd_edge.sar.preprocessing import Preprocessing
 
@@ -91,7 +92,13 @@ class RowEngine(Protocol):
     tile_px rows is all that an engine must hold. After the last row of tiles comes nothing but `close`.
     Both calls may return before the work is done; up to two `Decided` wait for their `labels` while the
     next rows are prepared and segmented.
+
+    Attributes:
+        stages_ms: Time of each stage of the work so far, by its name.
     """
+
+    @property
+    def stages_ms(self) -> Mapping[str, float]: ...
 
     def prepare(self, raw: Array, *, above: int, below: int) -> None:
         """Append rows to the raster.
@@ -156,47 +163,65 @@ class CpuRows:
         # The height is not known; a plan of one row of tiles gives the columns.
         self._plan = tiler.plan(rows=1, cols=cols)
         self._blender = LogitsBlender(self._plan, classes=tiler.classes, stride=tiler.stride)
-        shape = (tiler.tile_px, self._plan.padded_cols)
-        self._pixels = np.zeros((tiler.preprocessing.bands, *shape), np.float32)
-        self._valid = np.zeros(shape, bool)
+        bands, size = tiler.preprocessing.bands, tiler.tile_px
+        self._pixels = np.zeros((bands, size, self._plan.padded_cols), np.float32)
+        self._valid = np.zeros((size, self._plan.padded_cols), bool)
+        self._tiles = np.empty((backend.batch, bands, size, size), np.float32)
         self._filled = 0  # rows of the strip that are preprocessed
         self._undecided = np.zeros((0, cols), bool)  # validity of rows that have no labels yet
+        self._stages = Stages()
+
+    @property
+    def stages_ms(self) -> dict[str, float]:
+        """Time of "preprocess", "infer" and "postprocess" so far; the last is all that is neither."""
+        return dict(self._stages.ms)
 
     def prepare(self, raw: Array, *, above: int, below: int) -> None:
         """Preprocess rows into the strip; see `RowEngine.prepare`. Raises RadiometryError."""
-        pixels, valid = self._tiler.preprocessing(raw)
-        inner = slice(above, raw.shape[1] - below)
-        pixels, valid = pixels[:, inner], valid[inner]
-        cols = self._plan.cols
-        rows = slice(self._filled, self._filled + len(valid))
-        self._pixels[:, rows, :cols] = pixels
-        self._pixels[:, rows, cols:] = pixels[:, :, mirrored(cols, self._plan.padded_cols)]
-        self._valid[rows, :cols] = valid
-        self._undecided = np.concatenate((self._undecided, valid))
-        self._filled = rows.stop
+        with self._stages.timed("preprocess"):
+            cols = self._plan.cols
+            rows = slice(self._filled, self._filled + raw.shape[1] - above - below)
+            pixels, valid = self._pixels[:, rows], self._valid[rows, :cols]
+            self._tiler.preprocessing.into(pixels[:, :, :cols], valid, raw, above=above)
+            if cols < self._plan.padded_cols:
+                pixels[:, :, cols:] = pixels[:, :, mirrored(cols, self._plan.padded_cols)]
+            self._undecided = np.concatenate((self._undecided, valid))
+            self._filled = rows.stop
 
     def segment(self, row: TileRow, *, ran: Ran = nobody) -> DecidedRows:
         """Segment a row of tiles at once; see `RowEngine.segment`. Raises BackendError."""
         size = self._tiler.tile_px
-        self._pixels[:, row.used :] = self._pixels[:, mirrored(row.used, size)]
-        self._valid[row.used :] = False
-        origins = self._plan.col_origins
-        wanted = [col for col, left in enumerate(origins) if self._valid[:, left : left + size].any()]
+        with self._stages.timed("postprocess"):
+            self._pixels[:, row.used :] = self._pixels[:, mirrored(row.used, size)]
+            self._valid[row.used :] = False
+            origins = self._plan.col_origins
+            wanted = [col for col, left in enumerate(origins) if self._valid[:, left : left + size].any()]
+            self._blender.begin(row)
         skipped = len(origins) - len(wanted)
-        self._blender.begin(row)
         if skipped:
             ran(skipped)
         for group in _groups(wanted, self._backend.batch):
-            tiles = np.stack([self._pixels[:, :, origins[col] : origins[col] + size] for col in group])
-            for col, logits in zip(group, self._backend.run(tiles), strict=True):
-                self._blender.add(col, logits)
+            self._run(group)
             ran(len(group))
-        labels = self._label()
-        self._move(row.following - row.origin)
+        with self._stages.timed("postprocess"):
+            labels = self._label()
+            self._move(row.following - row.origin)
         return DecidedRows(row.start, row.stop, len(wanted), skipped, labels)
 
     def close(self) -> None:
         """Nothing to free: memory goes with the object."""
+
+    def _run(self, group: list[int]) -> None:
+        """Run the network on tiles of the current row and blend them in."""
+        tiles = self._tiles[: len(group)]
+        with self._stages.timed("infer"):
+            for tile, col in zip(tiles, group, strict=True):
+                left = self._plan.col_origins[col]
+                tile[:] = self._pixels[:, :, left : left + self._tiler.tile_px]
+            batch = self._backend.run(tiles)
+        with self._stages.timed("postprocess"):
+            for col, logits in zip(group, batch, strict=True):
+                self._blender.add(col, logits)
 
     def _label(self) -> NDArray[np.uint8]:
         done = self._blender.finished()
@@ -215,8 +240,8 @@ class CpuRows:
     def _move(self, shift: int) -> None:
         """Keep the rows of the strip that the next row of tiles shares."""
         kept = self._tiler.tile_px - shift
-        self._pixels[:, :kept] = self._pixels[:, shift:].copy()
-        self._valid[:kept] = self._valid[shift:].copy()
+        self._pixels[:, :kept] = self._pixels[:, shift:]
+        self._valid[:kept] = self._valid[shift:]
         self._filled = kept
 
 

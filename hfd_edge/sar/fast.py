@@ -1,14 +1,17 @@
 """Speckle filters for CPUs: float32 pixels, OpenCV sums, blocks that stay in cache.
 
-Defined by `hfd_edge.sar.speckle`; only the arithmetic differs. Two choices carry the accuracy:
+Defined by `hfd_edge.sar.speckle`; only the arithmetic differs. Three choices carry the accuracy:
 
-- Window sums are taken in double precision, inside a block that fits the cache. One-pass single-precision
-  sums would need a pivot near the local mean; none exists where bright targets stand beside dark water, and
-  a pivot chosen per block would make a pixel's value depend on how the image was cut into blocks.
-- They are direct separable sums (`sepFilter2D`), not running sums (`boxFilter`), which carry the rounding of
-  a bright target along the rest of its row and column.
-
-So every output pixel depends on its own window alone, bit for bit, whatever the blocks or tiles.
+- Window sums are direct separable sums (`sepFilter2D`), not running sums (`boxFilter`), which carry the
+  rounding of a bright target along the rest of its row and column. So every output pixel depends on its own
+  window alone, bit for bit, whatever the blocks or tiles.
+- Boxcar, Lee and Kuan add up in single precision. The variance, as mean square minus squared mean, then has
+  an error of a few 1e-7 of the squared mean, wherever the bright targets stand. That is small against the
+  variance of the speckle itself, 1 / looks, and both formulas are written so that nothing else amplifies it:
+  I + k (m - I), k = Cu^2 / Ci^2, never cancels. Measured error: 2e-6 at 4 looks, below 1e-5 up to
+  `_SINGLE_LOOKS`; beyond, they add up in double precision. Squares must fit the type: of powers outside
+  1e-16 to 1e17 (-160 to 170 dB) windows may be taken for constant.
+- The other filters add up in double precision: their formulas amplify the variance's error.
 """
 
 from __future__ import annotations
@@ -28,10 +31,12 @@ Array = NDArray[Any]
 Pixels = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
-_BLOCK_PX = (128, 1024)
-"""Rows and columns computed at a time: each array of double-precision sums is 1 MB, near enough to the
-processor, and the halo adds a twentieth to the work. The fastest of six shapes tried (64 to 256 rows, 256 to
-1024 columns)."""
+_BLOCK_PX = (160, 576)
+"""Rows and columns computed at a time: each array of sums is half a MB at the most, near enough to the
+processor, and the halo adds little to the work. A block of `Preprocessing` fits in with its halo."""
+
+_SINGLE_LOOKS = 64.0
+"""Looks up to which single-precision sums keep the result within 1e-5."""
 
 _HALF_WINDOWS: tuple[tuple[tuple[int, int, int], ...], ...] = (
     tuple((row, 0, 4) for row in range(7)),
@@ -59,7 +64,7 @@ class _Moments(NamedTuple):
     variance: Doubles
 
 
-_Formula = Callable[[_Block, int, float], Doubles]
+_Formula = Callable[[_Block, int, float], Array]
 
 
 def despeckle(intensity: Array, *, filter: str, window_px: int, looks: float) -> Pixels:
@@ -97,7 +102,7 @@ def _filter_block(
         for start, size, total in zip(corner, _BLOCK_PX, source.shape, strict=True)
     ]
     block = _block(source[tuple(slice(before, stop + radius) for _, stop, before in spans)])
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         filtered = formula(block, radius, looks)
     inside = tuple(slice(start - before, stop - before) for start, stop, before in spans)
     into = target[tuple(slice(start, stop) for start, stop, _ in spans)]
@@ -115,18 +120,42 @@ def _block(values: Array) -> _Block:
     return _Block(np.where(valid, power, np.float32(0)), valid)
 
 
-def _boxcar(block: _Block, radius: int, looks: float) -> Doubles:
-    mean = _box_sum(block.power, radius)
-    mean /= _box_count(block, radius)
+def _boxcar(block: _Block, radius: int, looks: float) -> Array:
+    mean = _box_sum(block.power, radius, np.float32)
+    mean /= _box_count(block, radius, np.float32)
     return mean
 
 
-def _lee(block: _Block, radius: int, looks: float) -> Doubles:
-    return _shrink(block.power, _box_moments(block, radius), 1.0 / looks, 1.0)
+def _lee(block: _Block, radius: int, looks: float) -> Array:
+    return _towards_mean(block, radius, 1.0 / looks, 1.0)
 
 
-def _kuan(block: _Block, radius: int, looks: float) -> Doubles:
-    return _shrink(block.power, _box_moments(block, radius), 1.0 / looks, 1.0 / (1.0 + 1.0 / looks))
+def _kuan(block: _Block, radius: int, looks: float) -> Array:
+    return _towards_mean(block, radius, 1.0 / looks, 1.0 / (1.0 + 1.0 / looks))
+
+
+def _towards_mean(block: _Block, radius: int, cu2: float, scale: float) -> Array:
+    """I + (1 - scale (1 - k)) (m - I) with k = min(Cu^2 / Ci^2, 1), full windows; see the module."""
+    kind = np.float32 if cu2 * _SINGLE_LOOKS >= 1.0 else np.float64
+    power = block.power
+    total = _box_sum(power, radius, kind)
+    squares = _box_sum(np.multiply(power, power, dtype=kind), radius, kind)
+    count = _box_count(block, radius, kind)
+    mean = total / count
+    total *= mean
+    # n - 1 times the variance; rounding may leave less than nothing of a constant area, and no matter what.
+    spread = cv2.absdiff(squares, total, dst=squares)
+    total *= cu2 * (count - 1.0) / count
+    total /= spread
+    # 0 / 0, where every pixel is 0 or there is but one, counts as constant too.
+    part = np.fmin(total, 1.0, out=total)
+    if scale != 1.0:
+        part *= scale
+        part += 1.0 - scale
+    mean -= power
+    mean *= part
+    mean += power
+    return mean
 
 
 def _gamma_map(block: _Block, radius: int, looks: float) -> Doubles:
@@ -211,9 +240,9 @@ def _ci2(mean: Doubles, variance: Doubles) -> Doubles:
 
 
 def _box_moments(block: _Block, radius: int) -> _Moments:
-    total = _box_sum(block.power, radius)
-    squares = _box_sum(np.multiply(block.power, block.power, dtype=np.float64), radius)
-    return _to_moments(total, squares, _box_count(block, radius))
+    total = _box_sum(block.power, radius, np.float64)
+    squares = _box_sum(np.multiply(block.power, block.power, dtype=np.float64), radius, np.float64)
+    return _to_moments(total, squares, _box_count(block, radius, np.float64))
 
 
 def _to_moments(total: Doubles, squares: Doubles, count: Doubles | float) -> _Moments:
@@ -226,16 +255,19 @@ def _to_moments(total: Doubles, squares: Doubles, count: Doubles | float) -> _Mo
     return _Moments(mean, squares)
 
 
-def _box_count(block: _Block, radius: int) -> Doubles | float:
+def _box_count(block: _Block, radius: int, kind: type[np.floating[Any]]) -> Any:
     if block.valid is None:
-        return float((2 * radius + 1) ** 2)
+        # An array too: of a number, Python would round what follows in double precision, and a pixel would
+        # depend on no-data elsewhere in its block.
+        return np.full((1, 1), (2 * radius + 1) ** 2, kind)
     # At least 1: windows without a valid pixel belong to no-data pixels, whose result is dropped.
-    return np.maximum(_box_sum(block.valid.astype(np.float32), radius), 1.0)
+    return np.maximum(_box_sum(block.valid.astype(np.float32), radius, kind), 1.0)
 
 
-def _box_sum(values: Array, radius: int) -> Doubles:
+def _box_sum(values: Array, radius: int, kind: type[np.floating[Any]]) -> Array:
     ones = np.ones(2 * radius + 1)
-    return np.asarray(cv2.sepFilter2D(values, cv2.CV_64F, ones, ones, borderType=cv2.BORDER_REPLICATE))
+    depth = cv2.CV_32F if kind is np.float32 else cv2.CV_64F
+    return np.asarray(cv2.sepFilter2D(values, depth, ones, ones, borderType=cv2.BORDER_REPLICATE))
 
 
 def _pad(values: Array, radius: int) -> Array:

@@ -43,7 +43,9 @@ def intensity_to_db(intensity: ArrayLike) -> Array:
         # NumPy vectorises log for float32 but not log10 on every platform.
         db = np.asarray(np.log(values))
         db *= db.dtype.type(_DB_PER_NEPER)
-    db[~(values > 0)] = np.nan
+        positive = np.asarray(values > 0)
+    if not positive.all():
+        np.copyto(db, np.nan, where=~positive)
     return db
 
 
@@ -118,7 +120,8 @@ def to_intensity(image: Array, *, units: Units, nodata: float | None) -> Array:
         else:
             intensity = np.array(_floating(image))
     valid = valid_mask(image, units=units, nodata=nodata)
-    valid &= valid_mask(intensity, units="intensity", nodata=None)  # over- and underflow
+    if units != "intensity":
+        valid &= valid_mask(intensity, units="intensity", nodata=None)  # over- and underflow
     if not valid.all():
         np.copyto(intensity, np.nan, where=~valid)
     return intensity
@@ -253,7 +256,8 @@ def _keep_valid(valid: NDArray[np.bool_], band: Array, *, units: Units, nodata: 
         valid &= band != 0
     elif units == "intensity":
         valid &= band > 0
-    if nodata is not None:
+    excluded = nodata == 0 and (units in _SQUARED_UNITS or units == "intensity")
+    if nodata is not None and not excluded:
         with np.errstate(over="ignore"):  # a float64 no-data value may not fit float32: it never occurs then
             valid &= band != nodata
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +204,11 @@ def test_reading_does_not_grow_gdals_cache_for_good(tmp_path: Path) -> None:
 
     write_image(tmp_path / "s.tif", np.zeros((1, 300, 300), np.float32))
     before = cache()
-    with SceneReader(tmp_path / "s.tif"):
+    with SceneReader(tmp_path / "s.tif") as scene:
+        assert cache() == 32 << 20
+        with ThreadPoolExecutor(1) as pool:  # as a scene is read
+            pool.submit(scene.read, 0, 1).result()
+            assert pool.submit(cache).result() == 32 << 20
         assert cache() == 32 << 20
     assert cache() == before
 

@@ -57,7 +57,7 @@ def test_a_scene_of_400_megapixels_in_bounded_memory(
     print(report)
     assert report["megapixels"] == SIDE * SIDE / 1e6
     assert report["skipped_tiles"] > 0
-    assert report["peak_mb"] <= 1500
+    assert report["peak_mb"] <= 600  # an ordinary network takes about 100 more
     with SceneReader(tmp_path / "m.tif") as mask:
         assert (mask.read(8192, 8200) == 255).all()
         rows = mask.read(3000, 3100)[0]

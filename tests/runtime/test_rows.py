@@ -121,6 +121,7 @@ class Recorder:
     row: TileRow | None = None
     closed: int = 0
     waiting: int = 0
+    stages_ms: dict[str, float] = field(default_factory=dict)
 
     def prepare(self, raw: np.ndarray, *, above: int, below: int) -> None:
         halo = self.tiler.preprocessing.halo_px

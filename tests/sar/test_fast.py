@@ -87,6 +87,15 @@ class TestAgainstReference:
         blocks = fast.despeckle(image, filter=name, window_px=7, looks=4.0)
         assert np.array_equal(whole, blocks, equal_nan=True), "results depend on the blocks"
 
+    @pytest.mark.parametrize("looks", [4.4, 30.0, 100.0])
+    def test_no_data_elsewhere_in_the_block_does_not_show(self, name, looks):
+        image = scene(70, 83, bands=1)
+        options = {"filter": name, "window_px": 7, "looks": looks}
+        whole = fast.despeckle(image, **options)
+        image[0, 0, 0] = np.nan
+        beside = fast.despeckle(image, **options)
+        assert np.array_equal(whole[:, 10:, 10:], beside[:, 10:, 10:]), "the rest of the block counts"
+
     def test_layout_and_type_of_the_input_do_not_matter(self, name):
         stored = np.random.default_rng(2).integers(1, 5000, (24, 36, 2), np.uint16)
         view = np.moveaxis(stored, -1, 0)[:, ::-1, ::2]
@@ -95,6 +104,26 @@ class TestAgainstReference:
         straight = np.ascontiguousarray(view).astype(np.float64)
         assert np.array_equal(result, fast.despeckle(straight, filter=name, window_px=7, looks=1.0))
         assert np.array_equal(view, before), "the input was changed"
+
+
+@pytest.mark.parametrize("looks", [1.0, 4.0, 16.0, 64.0, 65.0, 400.0])
+@pytest.mark.parametrize("bright", [1.0, 1e6])
+@pytest.mark.parametrize("name", ["boxcar", "lee", "kuan"])
+def test_single_precision_sums_keep_five_digits(name, bright, looks):
+    image = scene(96, 96, bands=1, looks=looks)
+    image[0, ::16, ::16] *= bright
+    image[0, 40:44, 50:60] = np.nan
+    options = {"filter": name, "window_px": 7, "looks": looks}
+    assert relative_error(fast.despeckle(image, **options), speckle.despeckle(image, **options)) < 1e-5
+
+
+def test_power_whose_square_leaves_single_precision_stays_finite():
+    for power in (1e-30, 1e25):
+        image = scene(20, 20, bands=1) * np.float32(power)
+        for name in ("boxcar", "lee", "kuan"):
+            result = fast.despeckle(image, filter=name, window_px=7, looks=4.0)
+            assert np.isfinite(result).all()
+            assert image.min() <= result.min() <= result.max() <= image.max()
 
 
 @pytest.mark.parametrize("window_px", [3, 5, 9, 11])

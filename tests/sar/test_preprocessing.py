@@ -114,8 +114,7 @@ def test_blocks_and_threads_do_not_show(threads, monkeypatch):
     image[:, 60:70, :9] = np.nan
     before = cv2.getNumThreads()
     whole, whole_values = BASE(image), BASE.values(image)
-    monkeypatch.setattr(preprocessing, "_BLOCK_PX", 40)
-    monkeypatch.setattr(preprocessing, "_BLOCK_ROWS", 7)
+    monkeypatch.setattr(preprocessing, "_BLOCK_PX", (7, 11))
     try:
         cv2.setNumThreads(threads)
         pixels, valid = BASE(image)
@@ -124,6 +123,19 @@ def test_blocks_and_threads_do_not_show(threads, monkeypatch):
         cv2.setNumThreads(before)
     assert np.array_equal(pixels, whole[0]) and np.array_equal(valid, whole[1])
     assert np.array_equal(values, whole_values, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["none", "lee"])
+def test_into_given_memory_equals_the_call(name):
+    chain, image = make(speckle=name), sigma0(150, 60)
+    image[:, 30:40, 20:30] = 0.0
+    pixels, valid = chain(image)
+    strip, known = np.full((2, 100, 70), 9.0, np.float32), np.zeros((100, 60), bool)
+    chain.into(strip[:, 5:95, :60], known[5:95], image[:, 17:113], above=3)  # rows 20 to 110
+    assert np.array_equal(strip[:, 5:95, :60], pixels[:, 20:110])
+    assert np.array_equal(known[5:95], valid[20:110])
+    strip[:, 5:95, :60] = 9.0
+    assert (strip == 9.0).all(), "it wrote beside its place"
 
 
 @pytest.mark.parametrize("fill", [0.0, np.nan])
