@@ -6,6 +6,7 @@ The names that a device needs are here; everything else is in its room (`hfd_edg
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from hfd_edge.errors import HfdEdgeError
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from hfd_edge.bundle import Bundle
     from hfd_edge.runtime.segmenter import Segmenter
     from hfd_edge.runtime.swath import SwathSegmenter
+
+# ONNX Runtime from 1.29 on reports use and hardware over the network, and keeps an identifier on disk, unless
+# it is told not to before anything imports it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 __all__ = ["Bundle", "HfdEdgeError", "Segmenter", "SwathSegmenter", "__version__"]

@@ -24,7 +24,8 @@ from hfd_edge.errors import BackendError, HfdEdgeError, MissingExtraError
 from hfd_edge.gpu import find_gpu
 from hfd_edge.progress import Progress, silent
 from hfd_edge.raster.tiling import mirrored
-from hfd_edge.runtime.backends import BACKENDS, available_backends, open_backend
+from hfd_edge.runtime.agreement import Required, required_agreement
+from hfd_edge.runtime.backends import BACKENDS, CPU_BACKENDS, available_backends, open_backend
 from hfd_edge.runtime.engines import verify_engine
 from hfd_edge.runtime.segmenter import Segmenter
 from hfd_edge.tensorrt_api import PRODUCTS
@@ -32,8 +33,6 @@ from hfd_edge.tensorrt_api import PRODUCTS
 if TYPE_CHECKING:
     from hfd_edge.runtime.device import Device
 
-AGREEMENT = {"fp32": 0.999, "fp16": 0.995, "int8": 0.97, "int8_fp16": 0.97}
-"""Least share of labels that a variant must have in common with the FP32 model, as in device kits."""
 _NEAR = 1e-3
 _NEAR_TF32 = 2e-2
 """Largest distances of FP32 logits from ONNX Runtime's, as shares of their range: of its own, and of those of
@@ -43,7 +42,7 @@ _SAME = 4e-3
 _REPEATS = 4
 _PACKAGES = (
     *("hfd-edge", "numpy", "opencv-python-headless", "onnxruntime", "pycuda", "cuda-bindings"),
-    *("tensorrt", "tensorrt-rtx", "torch-tensorrt"),
+    *("openvino", "tensorrt", "tensorrt-rtx", "torch-tensorrt"),
 )
 _SEND = "Send this report with a description of the machine."
 
@@ -260,7 +259,10 @@ def _prepared(bundle: Bundle, tile: GoldenTile, run: Run) -> _Tile:
 
 def _variants(bundle: Bundle, backend: str, precision: str) -> dict[tuple[str, str], list[str]]:
     """Backend and precision of all models and engines that were asked for, and the names of the engines."""
-    found: dict[tuple[str, str], list[str]] = {("onnxruntime", str(kind)): [] for kind in bundle.precisions}
+    here = {*available_backends(), backend}
+    found: dict[tuple[str, str], list[str]] = {
+        (name, str(kind)): [] for name in CPU_BACKENDS if name in here for kind in bundle.precisions
+    }
     for engine, relpath in bundle.manifest.engines.items():
         try:
             record = read_engine_record(bundle.path / relpath)
@@ -294,20 +296,19 @@ def _variant_findings(
         wrong = named or backend != "torch_tensorrt"
         yield Finding(name, False, str(error), _SEND) if wrong else Finding(name, None, f"not run: {error}")
         return
-    yield _labels_finding(name, agreement, AGREEMENT[precision], len(tiles))
-    near = _NEAR if backend == "onnxruntime" else _NEAR_TF32
+    yield _labels_finding(name, agreement, required_agreement(bundle.manifest, precision), len(tiles))
+    near = _NEAR if backend in CPU_BACKENDS else _NEAR_TF32
     yield _logits_finding(name, distance, near if precision == "fp32" else math.inf)
     yield _repeats_finding(name, repeat)
-    yield Finding(
-        f"{name}: stream", in_order, "masks of a stream are those of single frames, in order", _SEND
-    )
+    told = "masks of a stream are those of single frames, in order"
+    yield Finding(f"{name}: stream", in_order, told, _SEND)
     if engine is not None:
         yield _graphs_finding(bundle, engine, f"{name}: CUDA graphs", tiles[0])
 
 
 def _fitting(bundle: Bundle, backend: str, engines: list[str]) -> tuple[str | None, str]:
     """The engine that was made for this machine, if it takes one; else why there is none."""
-    if backend not in available_backends():
+    if backend not in (*CPU_BACKENDS, *available_backends()):
         return None, f"this machine has no GPU with {backend}"
     reasons = []
     for engine in engines if backend in PRODUCTS else ():
@@ -320,11 +321,11 @@ def _fitting(bundle: Bundle, backend: str, engines: list[str]) -> tuple[str | No
     return None, " ".join(reasons)
 
 
-def _labels_finding(name: str, agreement: float, least: float, tiles: int) -> Finding:
+def _labels_finding(name: str, agreement: float, required: Required, tiles: int) -> Finding:
     return Finding(
         f"{name}: labels",
-        agreement >= least,
-        f"{agreement:.3%} of the labels of {tiles} tiles are the FP32 model's, at least {least:.1%} expected",
+        agreement >= required.share,
+        f"{agreement:.3%} of the labels of {tiles} tiles are the FP32 model's, {required.text}",
         f"Build the engine again, or look at hfd-edge compare. {_SEND}",
         {"agreement": agreement},
     )

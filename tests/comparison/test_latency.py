@@ -15,6 +15,7 @@ from hfd_edge.comparison import latency
 from hfd_edge.comparison.scoring import Bench
 from hfd_edge.datasets.folder import PairFolder
 from hfd_edge.progress import silent
+from hfd_edge.runtime.backends import tuning
 
 
 class Clock:
@@ -45,7 +46,7 @@ class Model:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=clock.perf_counter))
+    monkeypatch.setattr(tuning, "time", SimpleNamespace(perf_counter=clock.perf_counter))
     return clock
 
 
@@ -66,27 +67,27 @@ def test_there_and_back_again(bench: Bench, clock: Clock, monkeypatch: pytest.Mo
         models.append(Model(clock, [1.0, 1.0, 0.010 * len(opened)]))
         return models[-1]
 
-    monkeypatch.setattr(latency, "open_backend", open_backend)
+    monkeypatch.setattr(tuning, "open_backend", open_backend)
     keys = [("fp32", "onnxruntime"), ("int8", "onnxruntime"), ("int8", "tensorrt")]
     times = latency.time_all(bench, keys)
     assert [one[0] for one in opened] == ["fp32", "int8", "int8", "fp32"]
     assert {one[1:] for one in opened} == {("onnxruntime", 3)}, "no GPU; the threads that were asked for"
     assert set(times) == set(keys[:2])
-    half = latency.RUNS // 2
+    half = tuning.RUNS // 2
     assert times[keys[0]] == pytest.approx([10.0] * half + [40.0] * half)
     assert times[keys[1]] == pytest.approx([20.0] * half + [30.0] * half)
     assert all(model.closed for model in models)
 
 
 def test_a_slow_device_stops_early(bench: Bench, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "open_backend", lambda *_, **__: Model(clock, [4.0]))
+    monkeypatch.setattr(tuning, "open_backend", lambda *_, **__: Model(clock, [4.0]))
     times = latency.time_all(bench, [("fp32", "onnxruntime")])
     assert times[("fp32", "onnxruntime")] == pytest.approx([4000.0] * 6)
 
 
 def test_the_tile_is_real_and_whole(bench: Bench, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Model(clock, [0.01])
-    monkeypatch.setattr(latency, "open_backend", lambda *_, **__: model)
+    monkeypatch.setattr(tuning, "open_backend", lambda *_, **__: model)
     latency.time_all(bench, [("fp32", "onnxruntime")])
     (tile,) = {id(one): one for one in model.tiles}.values()
     image = bench.folder.load_sar(bench.pairs[0])[0].astype(np.float32)

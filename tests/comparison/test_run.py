@@ -29,7 +29,9 @@ Make = Callable[..., Bundle]
 @pytest.fixture(autouse=True)
 def few_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Latency is another test's business."""
-    monkeypatch.setattr("hfd_edge.comparison.latency.RUNS", 2)
+    monkeypatch.setattr("hfd_edge.runtime.backends.tuning.RUNS", 2)
+    # Whatever else is installed.
+    monkeypatch.setattr("hfd_edge.comparison.run.available_backends", lambda: ("onnxruntime",))
 
 
 @pytest.fixture
@@ -218,7 +220,7 @@ def also(name: str) -> Callable[..., Any]:
 
 def use(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr("hfd_edge.comparison.run.available_backends", lambda: ("onnxruntime", name))
-    for module in ("hfd_edge.runtime.pipeline", "hfd_edge.comparison.latency"):
+    for module in ("hfd_edge.runtime.pipeline", "hfd_edge.runtime.backends.tuning"):
         monkeypatch.setattr(f"{module}.open_backend", also(name))
 
 
@@ -275,7 +277,10 @@ def test_threads_are_checked(bundle: Bundle, folder: PairFolder) -> None:
         compare(bundle, folder, threads=0)
 
 
-def test_available_backends_can_be_opened(bundle: Bundle) -> None:
+def test_available_backends_can_be_opened(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert available_backends()
     for name in available_backends():
         open_backend(bundle, backend=name, precision="fp32", threads=1).close()

@@ -544,9 +544,9 @@ class TestChoice:
     def test_what_is_here(self, use: Use, monkeypatch: pytest.MonkeyPatch) -> None:
         use("10.3.0")
         monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-        assert available_backends() == ("onnxruntime", "tensorrt")
+        assert available_backends() == (*choice.cpu_backends(), "tensorrt")
         monkeypatch.setattr(choice, "find_gpu", lambda: None)
-        assert available_backends() == ("onnxruntime",)
+        assert available_backends() == choice.cpu_backends()
 
     def test_a_tensorrt_that_does_not_load(
         self, use: Use, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,

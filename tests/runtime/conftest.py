@@ -81,6 +81,12 @@ def make_manifest(**changes: Any) -> Manifest:
 MakeBundle = Callable[..., Bundle]
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither what this user's machine remembers, nor anything left there."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 @pytest.fixture
 def make_bundle(tmp_path: Path) -> MakeBundle:
     """Give a function that makes a bundle; options are those of `make_manifest`, and `onnx` bytes."""

@@ -9,13 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfd_edge.bundle import Bundle
-from hfd_edge.errors import BackendError
+from hfd_edge.errors import BackendError, MissingExtraError
 from hfd_edge.gpu import find_gpu
 
+CPU_BACKENDS = ("onnxruntime", "openvino")
 GPU_BACKENDS = ("tensorrt", "tensorrt_rtx", "torch_tensorrt")
-BACKENDS = ("auto", "onnxruntime", *GPU_BACKENDS)
+BACKENDS = ("auto", *CPU_BACKENDS, *GPU_BACKENDS)
 
-# On CPUs ONNX Runtime executes quantised graphs slower than FP32 ones, and FP16 by conversion to FP32.
+# What a CPU runs best differs: unless it was measured (`tuning`), the precision whose labels are the model's
+# own. ONNX Runtime executes quantised graphs slower than FP32 ones, and FP16 by conversion to FP32.
 _CPU_PREFERENCE = ("fp32", "fp16", "int8")
 
 _log = logging.getLogger("hfd_edge.runtime")
@@ -56,9 +58,9 @@ def available_backends() -> tuple[str, ...]:
 
     Only says what is here; a backend can still refuse a variant of a bundle (`open_backend`).
     """
-    from hfd_edge.runtime.backends.choice import gpu_backends
+    from hfd_edge.runtime.backends.choice import cpu_backends, gpu_backends
 
-    return ("onnxruntime", *gpu_backends())
+    return (*cpu_backends(), *gpu_backends())
 
 
 def open_backend(
@@ -69,14 +71,17 @@ def open_backend(
     Args:
         bundle: The bundle.
         backend: One of `BACKENDS`. A GPU backend runs an engine of the bundle. "auto" takes the best engine
-            that fits this GPU, or else ONNX Runtime on the CPU, and logs its choice and why; a backend that
-            is named is used or refused.
-        precision: "fp32", "fp16", "int8", "int8_fp16", or "auto" for the fastest on this backend.
-        threads: CPU threads of ONNX Runtime; None for one per core.
+            that fits this GPU, or else a CPU: what `tuning.tune` measured to be the fastest there, and ONNX
+            Runtime where nothing was measured. It logs its choice and why; a backend that is named is used
+            or refused.
+        precision: "fp32", "fp16", "int8", "int8_fp16", or "auto" for the best on this backend: on a CPU the
+            fastest that was measured, or else FP32.
+        threads: CPU threads; None for one per core.
     Raises:
         BackendError: the backend is unknown or cannot run here, or it cannot load the model. Says why, and
             what would build an engine.
         BundleError: the bundle has no model of this precision, or it was changed.
+        MissingExtraError: the backend that is named is not installed.
     """
     if backend not in BACKENDS:
         raise BackendError(f"There is no backend {backend!r}. Choose one of {', '.join(BACKENDS)}.")
@@ -84,7 +89,7 @@ def open_backend(
         raise BackendError(f"threads is {threads}, expected 1 or more, or None for one per core.")
     opened: Backend | None = None
     reasons: list[str] = []
-    if backend != "onnxruntime":
+    if backend not in CPU_BACKENDS:
         from hfd_edge.runtime.backends.choice import open_best_engine
 
         opened, reasons = open_best_engine(bundle, backend=backend, precision=precision)
@@ -93,21 +98,51 @@ def open_backend(
                 f"Backend {backend} cannot run {bundle.path}: {' '.join(reasons)} "
                 "On the CPU: backend='onnxruntime'."
             )
+    # A device that has an engine, but not for this GPU, should not become slow in silence.
+    idle = opened is None and reasons and bundle.manifest.engines and find_gpu()
     if opened is None:
-        opened = _open_cpu(bundle, precision, threads)
+        opened = _open_cpu(bundle, backend, precision, threads, reasons)
     if "auto" in (backend, precision):
         told = f" ({' '.join(reasons)})" if reasons else ""
-        # A device that has an engine, but not for this GPU, should not become slow in silence.
-        idle = opened.name == "onnxruntime" and reasons and bundle.manifest.engines and find_gpu()
         level = logging.WARNING if idle else logging.INFO
         text = "chose backend %s and precision %s for %s%s"
         _log.log(level, text, opened.name, opened.precision, bundle.path, told)
     return opened
 
 
-def _open_cpu(bundle: Bundle, precision: str, threads: int | None) -> Backend:
+def open_cpu_backend(bundle: Bundle, *, backend: str, precision: str, threads: int | None = None) -> Backend:
+    """Load a model on one of `CPU_BACKENDS`; raises as `open_backend`."""
+    if backend == "openvino":
+        from hfd_edge.runtime.backends.openvino import OpenVinoBackend
+
+        return OpenVinoBackend(bundle, precision=precision, threads=threads)
     from hfd_edge.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
+    return OnnxRuntimeBackend(bundle, precision=precision, threads=threads)
+
+
+def _open_cpu(
+    bundle: Bundle, backend: str, precision: str, threads: int | None, reasons: list[str]
+) -> Backend:
+    """Open what was asked for; where that leaves a choice, by measurement. Adds to `reasons`."""
+    if "auto" in (backend, precision):
+        from hfd_edge.runtime.backends.tuning import fastest
+
+        best = fastest(bundle, backend=backend, precision=precision, threads=threads)
+        if best is not None:
+            try:
+                opened = open_cpu_backend(
+                    bundle, backend=best.backend, precision=best.precision, threads=threads
+                )
+            except (BackendError, MissingExtraError) as error:
+                text = "%s %s, measured to be the fastest, cannot run and is not used: %s %s"
+                _log.warning(
+                    text, best.backend, best.precision, error, "Measure again with: hfd-edge bench tune"
+                )
+            else:
+                reasons.append(f"Fastest by measurement: {best.describe()}.")
+                return opened
+    backend = "onnxruntime" if backend == "auto" else backend
     if precision == "auto":
         precision = next((name for name in _CPU_PREFERENCE if name in bundle.precisions), "fp32")
-    return OnnxRuntimeBackend(bundle, precision=precision, threads=threads)
+    return open_cpu_backend(bundle, backend=backend, precision=precision, threads=threads)

@@ -1,4 +1,4 @@
-"""Which engine of a bundle a GPU runs best, and why not the others."""
+"""Which backends are here; which engine of a bundle a GPU runs best, and why not the others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hfd_edge.bundle import Bundle
 from hfd_edge.engine_record import EngineRecord, read_engine_record
 from hfd_edge.errors import HfdEdgeError, require
 from hfd_edge.gpu import find_gpu
-from hfd_edge.runtime.backends import Backend
+from hfd_edge.runtime.backends import CPU_BACKENDS, Backend
 from hfd_edge.runtime.engines import verify_engine
 from hfd_edge.tensorrt_api import PRODUCTS, load_tensorrt
 
@@ -20,6 +20,11 @@ _PREFERENCE = {
     "torch_tensorrt": ("fp16", "fp32"),
 }
 """Flavours and their precisions, both in the order in which "auto" tries them."""
+
+
+def cpu_backends() -> tuple[str, ...]:
+    """CPU backends whose packages are installed. OpenVINO takes a while to import: only looked for."""
+    return CPU_BACKENDS if _is_installed("openvino") else CPU_BACKENDS[:1]
 
 
 def gpu_backends() -> tuple[str, ...]:
@@ -35,10 +40,15 @@ def gpu_backends() -> tuple[str, ...]:
             continue
         here.append(flavour)
     # Its import brings torch, and fails without a GPU: only looked for.
-    with contextlib.suppress(ValueError):
-        if find_spec("torch_tensorrt") is not None:
-            here.append("torch_tensorrt")
+    if _is_installed("torch_tensorrt"):
+        here.append("torch_tensorrt")
     return tuple(here)
+
+
+def _is_installed(package: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return find_spec(package) is not None
+    return False
 
 
 def open_best_engine(bundle: Bundle, *, backend: str, precision: str) -> tuple[Backend | None, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,30 +77,55 @@ def _load(path: Path, *, threads: int | None) -> Any:
         ) from error
 
 
-def _check(session: Any, manifest: Manifest, path: Path) -> Any:
-    """Compare the model's interface with the manifest; give the NumPy type of its input."""
-    inputs = {item.name: item for item in session.get_inputs()}
-    outputs = {item.name: item for item in session.get_outputs()}
+def check_ports(
+    path: Path,
+    manifest: Manifest,
+    *,
+    inputs: Mapping[str, Sequence[Any]],
+    outputs: Mapping[str, Sequence[Any]],
+) -> None:
+    """Compare a model's interface with the manifest.
+
+    Args:
+        path: The model; the subject of the message.
+        manifest: The bundle's.
+        inputs: Shapes by name; a dimension that may vary is anything but an int, for example None.
+        outputs: The same.
+    Raises:
+        BackendError: they differ.
+    """
     if set(inputs) != {"sar"} or set(outputs) != {"logits"}:
         raise BackendError(
             f"{path} has inputs {sorted(inputs)} and outputs {sorted(outputs)}, expected 'sar' and 'logits'. "
             "Make it with hfd-edge export."
         )
     tile, bands, classes = manifest.tile_px, len(manifest.sar.bands), len(manifest.classes)
-    size = tile // manifest.stride
-    for item, channels, side in ((inputs["sar"], bands, tile), (outputs["logits"], classes, size)):
-        # Dimensions that may vary have a name, or None, instead of a number.
-        expected = (None, channels, side, side)
-        fits = len(item.shape) == 4 and all(
+    ports = (
+        ("sar", inputs["sar"], bands, tile),
+        ("logits", outputs["logits"], classes, tile // manifest.stride),
+    )
+    for name, shape, channels, side in ports:
+        fits = len(shape) == 4 and all(
             not isinstance(seen, int) or seen == wanted
-            for seen, wanted in zip(item.shape[1:], expected[1:], strict=True)
+            for seen, wanted in zip(shape[1:], (channels, side, side), strict=True)
         )
-        if not fits or isinstance(item.shape[0], int):
+        if not fits or isinstance(shape[0], int):
             raise BackendError(
-                f"{path}: '{item.name}' is {item.shape}, but the manifest says (any batch, {channels}, "
+                f"{path}: '{name}' is {shape}, but the manifest says (any batch, {channels}, "
                 f"{side}, {side}). Export the bundle again."
             )
-    kind = inputs["sar"].type
+
+
+def _check(session: Any, manifest: Manifest, path: Path) -> Any:
+    """Compare the model's interface with the manifest; give the NumPy type of its input."""
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    check_ports(
+        path,
+        manifest,
+        inputs={item.name: item.shape for item in inputs},
+        outputs={item.name: item.shape for item in outputs},
+    )
+    kind = inputs[0].type
     if kind not in _FLOATS:
         raise BackendError(f"{path}: 'sar' is {kind}, expected one of {sorted(_FLOATS)}. Export it again.")
     return _FLOATS[kind]
