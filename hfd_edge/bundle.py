@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from hfd_edge.config import Rgb, SarInput, Strict
+from hfd_edge.drift.training import TrainingStatistics
 from hfd_edge.errors import BundleError
 from hfd_edge.files import atomic_folder, atomic_path, sha256, storage_errors, write_bytes, write_text
 from hfd_edge.raster.image import read_image
@@ -67,6 +68,9 @@ class Manifest(Strict):
     engines: dict[str, RelPath] = Field(default={}, description="<target>-<precision> to its engine.")
     metrics: dict[Precision, dict[str, Any]] = Field(default={}, description="Scores by precision.")
     provenance: Provenance
+    training: TrainingStatistics | None = Field(
+        default=None, description="What the training images look like, to tell when a scene does not."
+    )
     files: dict[RelPath, str] = Field(default={}, description="SHA-256 of every file but the manifest.")
 
     @property

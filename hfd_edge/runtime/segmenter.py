@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hfd_edge.bundle import Bundle
+from hfd_edge.drift import DriftReport
 from hfd_edge.errors import BackendError, HfdEdgeError, RadiometryError, RasterError, StorageError
 from hfd_edge.progress import Progress, silent
 from hfd_edge.raster.scene import MaskWriter, SceneReader
 from hfd_edge.raster.tiling import LATTICE_PX, default_overlap
+from hfd_edge.runtime.drift import Watch, check_image
 from hfd_edge.runtime.pipeline import Pending, open_pipeline
 from hfd_edge.runtime.scene import SceneSource, segment_rows
 from hfd_edge.runtime.stream import MaskStream
@@ -34,6 +36,8 @@ class SceneReport:
         seconds: Wall-clock time, reading and writing included.
         tiles: Tiles that the network saw.
         skipped_tiles: Tiles without a valid pixel, which it did not need to see.
+        drift: What is unlike the training images; None where the bundle has no statistics of them.
+        stages_ms: Time of each stage, milliseconds. Reading and writing go on beside the others.
     """
 
     rows: int
@@ -42,6 +46,8 @@ class SceneReport:
     seconds: float
     tiles: int
     skipped_tiles: int
+    drift: DriftReport | None = None
+    stages_ms: Mapping[str, float] = field(default_factory=dict)
 
 
 class Segmenter:
@@ -68,16 +74,20 @@ class Segmenter:
 
         Args:
             bundle: What `Bundle.open` gives.
-            backend: "onnxruntime", "tensorrt", "tensorrt_rtx", "torch_tensorrt", or "auto" for the best of
-                the bundle's engines that fits this GPU, or else ONNX Runtime.
-            precision: "fp32", "fp16", "int8", "int8_fp16", or "auto" for the fastest on this backend.
-            threads: CPU threads of ONNX Runtime; None for one per core.
+            backend: "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "torch_tensorrt", or "auto" for
+                the best of the bundle's engines that fits this GPU, or else, on the CPU, the fastest that
+                `hfd-edge bench tune` measured here, or else ONNX Runtime.
+            precision: "fp32", "fp16", "int8", "int8_fp16", or "auto": on a GPU the fastest, on a CPU the
+                fastest that was measured and gives nearly FP32's labels, or else FP32.
+            threads: CPU threads of ONNX Runtime or OpenVINO; None for one per core. What was measured with
+                one number is not used with another.
             overlap_px: Overlap of tiles, a multiple of 32 up to half a tile; None for 256, or half a tile
                 where that is less. More of it hides tile borders better and costs time.
         Raises:
             BackendError: the backend is not available, cannot load the model, or an option is out of
                 range.
             BundleError: the bundle has no model of this precision, or it was changed.
+            MissingExtraError: the backend that is named is not installed.
         """
         manifest = bundle.manifest
         overlap = default_overlap(manifest.tile_px) if overlap_px is None else overlap_px
@@ -126,9 +136,7 @@ class Segmenter:
         if on_device is None:
             image = np.asarray(image)
         shape = image.shape if on_device is None else tuple(on_device["shape"])
-        if len(shape) != 3 or 0 in shape:
-            raise RadiometryError(f"The image is {shape}, expected (bands, rows, cols), none empty.")
-        self.check_bands("The image", shape[0])
+        self._check_shape(shape)
         return self.pipeline.submit(image)
 
     def scene(
@@ -166,10 +174,11 @@ class Segmenter:
                 nodata_label=manifest.nodata_label,
             )
             rows = SceneSource(reader, nodata=manifest.preprocessing.nodata)
+            watch = Watch(manifest, rows, writer)
             with writer:
                 engine = self.pipeline.rows(cols=reader.cols)
                 count = segment_rows(
-                    rows, writer, engine=engine, tiler=self.pipeline.tiler, progress=progress
+                    watch.source, watch.sink, engine=engine, tiler=self.pipeline.tiler, progress=progress
                 )
                 if count.tiles == 0:
                     raise RasterError(
@@ -177,6 +186,7 @@ class Segmenter:
                         "without backscatter. Check that the file is whole and that its no-data value is "
                         f"right; the bundle expects {manifest.sar.units}."
                     )
+            drift = watch.report()
             return SceneReport(
                 rows=reader.rows,
                 cols=reader.cols,
@@ -184,7 +194,33 @@ class Segmenter:
                 seconds=time.perf_counter() - started,
                 tiles=count.tiles,
                 skipped_tiles=count.skipped,
+                drift=drift,
+                stages_ms=count.stages_ms,
             )
+
+    def check(self, image: Array, *, mask: Array | None = None) -> DriftReport | None:
+        """Compare an image with what the network was trained on; `scene` does so by itself.
+
+        Takes 10 to 100 milliseconds, whatever the size: patches of the image are looked at.
+
+        Args:
+            image: Stored pixels (bands, rows, cols) in host memory, in the units of the manifest.
+            mask: What a call gave for it, to compare the class shares too.
+        Returns:
+            What is unlike the training images; None where the bundle has no statistics of them: bundles have
+            them that were exported with data.
+        Raises:
+            RadiometryError: the pixels, or the number of bands, are not what the bundle expects.
+            BackendError: the image is in device memory.
+        """
+        if hasattr(image, "__cuda_array_interface__"):
+            raise BackendError(
+                "The image is in GPU memory, but drift is looked for on the CPU. Copy it to the host as a "
+                "NumPy array."
+            )
+        image = np.asarray(image)
+        self._check_shape(image.shape)
+        return check_image(self.bundle.manifest, image, mask)
 
     def stream(
         self, frames: Iterable[Array], *, policy: str = "block", deadline_ms: float | None = None
@@ -217,6 +253,11 @@ class Segmenter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _check_shape(self, shape: tuple[int, ...]) -> None:
+        if len(shape) != 3 or 0 in shape:
+            raise RadiometryError(f"The image is {shape}, expected (bands, rows, cols), none empty.")
+        self.check_bands("The image", shape[0])
 
     def check_bands(self, what: str, bands: int, *, error: type[HfdEdgeError] = RadiometryError) -> None:
         """Refuse another number of bands than the bundle's.
