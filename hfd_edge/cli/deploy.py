@@ -1,4 +1,4 @@
-"""export, quantize, sensitivity."""
+"""export (and export triton), quantize, sensitivity."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hfd_edge.cli import app
-from hfd_edge.cli.common import BundleFolder, Data, Json, OptionalData, show
+from hfd_edge.cli.common import BundleFolder, Data, DefaultGroup, Json, OptionalData, show
 
 if TYPE_CHECKING:
     from hfd_edge.bundle import Bundle
 
 
-@app.command()
+export_app = typer.Typer(
+    cls=DefaultGroup, no_args_is_help=True, help="Export a trained student as a bundle; a bundle to Triton."
+)
+app.add_typer(export_app, name="export")
+
+
+@export_app.command("run")
 def export(
     run: Annotated[Path, typer.Argument(help="Student's run folder.", metavar="RUN")],
     out: Annotated[Path, typer.Option("--out", help="Bundle folder to make, for example flood.hfd.")],
@@ -40,6 +46,8 @@ def export(
     golden tiles, by which a device can check itself.
 
     Example: `hfd-edge export runs/student --data data/ombria --out flood.hfd`
+
+    Bundles go on from here: `hfd-edge export triton BUNDLE DIR` writes a model for Triton Inference Server.
     """
     from hfd_edge.config import DeployRecipe, NetworkRecipe, parse
     from hfd_edge.datasets.folder import PairFolder
@@ -64,6 +72,42 @@ def export(
             progress=progress,
         )
     _show_bundle(bundle.path, as_json=json, title="Exported")
+
+
+@export_app.command("triton")
+def triton(
+    bundle: BundleFolder,
+    repository: Annotated[
+        Path, typer.Argument(help="Triton's model repository; may hold other models.", metavar="DIR")
+    ],
+    precision: Annotated[
+        str | None,
+        typer.Option(help="Variant whose ONNX model is served: fp32, fp16 or int8; default: fp32."),
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="TensorRT engine to serve instead: <target>-<precision>.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="By which clients call the model; default: the bundle's name.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write a model for NVIDIA Triton Inference Server.
+
+    DIR/<name> gets the model (ONNX, or a TensorRT plan), config.pbtxt with dynamic batching and warm-up,
+    labels.txt, and a README.md that says what the input is. Preprocessing stays with the client. An engine
+    runs only on the kind of GPU and in the TensorRT version that it was built for: the server's must be the
+    same.
+
+    Example: `hfd-edge export triton flood.hfd models && tritonserver --model-repository=models`
+    """
+    from dataclasses import asdict
+
+    from hfd_edge.bundle import Bundle
+    from hfd_edge.deploy.triton import export_triton
+
+    made = export_triton(Bundle.open(bundle), repository, precision=precision, engine=engine, name=name)
+    show({**asdict(made), "path": str(made.path)}, as_json=json, title="Exported")
 
 
 @app.command()

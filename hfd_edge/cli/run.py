@@ -4,22 +4,37 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hfd_edge.cli import app
+from hfd_edge.cli.archive import predict_archive
 from hfd_edge.cli.common import Json, show
+
+if TYPE_CHECKING:
+    from hfd_edge.runtime.archive import Existing
 
 
 @app.command()
 def predict(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder.", metavar="BUNDLE")],
-    scenes: Annotated[list[Path], typer.Argument(help="GeoTIFF or PNG scenes.", metavar="SCENE...")],
+    scenes: Annotated[
+        list[Path],
+        typer.Argument(
+            help="GeoTIFF or PNG scenes; with --cluster also folders, and .txt files with a scene a line.",
+            metavar="SCENE...",
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", help="Mask to write; with several scenes a folder.")],
     precision: Annotated[str, typer.Option(help="fp32, fp16, int8 or auto.")] = "auto",
-    backend: Annotated[str, typer.Option(help="onnxruntime or auto.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
+    backend: Annotated[
+        str, typer.Option(help="onnxruntime, openvino, tensorrt, tensorrt_rtx, torch_tensorrt or auto.")
+    ] = "auto",
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="CPU threads, on a cluster of each worker; default: all cores, or 2."),
+    ] = None,
     overlap_px: Annotated[
         int | None,
         typer.Option(
@@ -28,14 +43,56 @@ def predict(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace masks that exist.")] = False,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Segment an archive with many workers, by Ray, on this machine.")
+    ] = False,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to use: auto, host:port or ray://host:port. [--cluster]")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Scenes at a time; default: what there is room for. [--cluster]")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Do what an earlier run left. [--cluster]")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Segment scenes of any size in bounded memory.
 
     The mask keeps the scene's CRS, transform or GCPs, and gets a colour table, no-data 255 and overviews.
+    When a scene is unlike what the network was trained on, stderr says so, and "drift" in --json.
+
+    With --cluster each scene is done once, also when a worker dies; failed scenes are listed at the end (exit
+    code 1), and what is done stands in OUT/archive.jsonl, from which --resume goes on. Bundle, scenes and OUT
+    need the same paths on all nodes.
 
     Example: `hfd-edge predict flood.hfd S1A_IW_GRDH.tif --out water.tif`
+
+    Example: `hfd-edge predict flood.hfd archive/ --out masks --cluster --workers 4`
     """
+    given = [name for name, value in (("--workers", workers), ("--resume", resume)) if value]
+    if given and not (cluster or address):
+        raise typer.BadParameter(f"{given[0]} works with --cluster only. Give both.")
+    options: dict[str, Any] = {"backend": backend, "precision": precision, "overlap_px": overlap_px}
+    if cluster or address:
+        where = {"address": address or "local", "workers": workers, "threads": threads}
+        existing = _existing(overwrite=overwrite, resume=resume)
+        predict_archive(bundle, scenes, out, engine=options, cluster=where, existing=existing, as_json=json)
+    else:
+        _predict_here(bundle, scenes, out, {**options, "threads": threads}, overwrite=overwrite, as_json=json)
+
+
+def _existing(*, overwrite: bool, resume: bool) -> Existing:
+    """What happens to masks that are there already."""
+    if overwrite and resume:
+        raise typer.BadParameter("--resume keeps masks and --overwrite replaces them. Give one of them.")
+    return "resume" if resume else "replace" if overwrite else "refuse"
+
+
+def _predict_here(
+    bundle: Path, scenes: list[Path], out: Path, options: dict[str, Any], *, overwrite: bool, as_json: bool
+) -> None:
+    """Segment one scene after the other in this process."""
     from hfd_edge.bundle import Bundle
     from hfd_edge.errors import StorageError
     from hfd_edge.report.console import bars
@@ -48,18 +105,19 @@ def predict(
     rows: list[dict[str, Any]] = []
     with (
         bars() as progress,
-        Segmenter(
-            Bundle.open(bundle), backend=backend, precision=precision, threads=threads, overlap_px=overlap_px
-        ) as segment,
+        Segmenter(Bundle.open(bundle), **options) as segment,
     ):
         for scene, target in zip(scenes, targets, strict=True):
             report = segment.scene(scene, target, progress=progress)
             rows.append({"scene": str(scene), "mask": str(target), **asdict(report)})
+            for finding in report.drift.findings if report.drift else ():
+                typer.echo(f"warning: {scene}: {finding.message}", err=True)
         used = {"backend": segment.backend, "precision": segment.precision}
-    if json:
+    if as_json:
         show({**used, "scenes": rows}, as_json=True, title="")
         return
     for row in rows:
+        row.pop("drift")  # said already
         show({**row, **used}, as_json=False, title=Path(row["scene"]).name)
 
 
