@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -14,9 +13,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from hfd_edge.bench.machine import machine_slug
+
 _PACKAGES = (
-    *("hfd-edge", "numpy", "opencv-python-headless", "onnxruntime", "torch", "timm", "tensorrt-rtx"),
-    "segmentation-models-pytorch",
+    *("hfd-edge", "numpy", "opencv-python-headless", "onnxruntime", "openvino", "torch", "timm"),
+    *("tensorrt-rtx", "segmentation-models-pytorch"),
 )
 
 
@@ -61,21 +62,6 @@ def write(
     finally:
         Path(temporary).unlink(missing_ok=True)
     return path
-
-
-def machine_slug() -> str:
-    """Processor and number of cores, for example "amd-epyc-2c"; nothing that names the host."""
-    model = re.sub(r"\(R\)|\(TM\)|\bCPU\b|\bProcessor\b|@.*", " ", _processor(), flags=re.IGNORECASE)
-    return re.sub(r"[^a-z0-9]+", "-", f"{model} {os.cpu_count()}c".lower()).strip("-")
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), flags=re.MULTILINE)
-        if found:
-            return found.group(1)
-    return platform.processor() or platform.machine()
 
 
 def _package_versions() -> dict[str, str]:

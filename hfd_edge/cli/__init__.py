@@ -17,9 +17,9 @@ from hfd_edge import __version__
 from hfd_edge.errors import HfdEdgeError
 
 _ROAD = (
-    *("demo", "simulate", "data", "train", "evaluate", "export"),
+    *("demo", "simulate", "data", "train", "evaluate", "card", "export"),
     *("calibrate", "quantize", "sensitivity", "compare"),
-    *("preflight", "build", "predict", "selftest", "inspect", "doctor"),
+    *("preflight", "build", "predict", "bench", "selftest", "inspect", "doctor"),
 )
 
 
@@ -79,16 +79,35 @@ def _stop(number: int, _: object) -> None:
     sys.exit(128 + number)  # the status by which shells know a signal
 
 
-from hfd_edge.cli import caches, calibrate, compare, data, deploy, engines, inspect, run, selftest, train  # noqa: E402
+from hfd_edge.cli import (  # noqa: E402
+    bench_diff,
+    bench_tune,
+    caches,
+    calibrate,
+    card,
+    compare,
+    data,
+    deploy,
+    engines,
+    evaluate,
+    inspect,
+    run,
+    selftest,
+    train,
+)
 
 __all__ = [
     "app",
+    "bench_diff",
+    "bench_tune",
     "caches",
     "calibrate",
+    "card",
     "compare",
     "data",
     "deploy",
     "engines",
+    "evaluate",
     "inspect",
     "main",
     "run",

@@ -6,8 +6,6 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-import shutil
-import subprocess
 import sys
 import warnings
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ class Check:
         name: What it is needed for.
         ok: Whether that works here.
         found: Version or state seen.
-        fix: Command or advice when it does not; "" when it does.
+        fix: Command or advice when it does not; when it does, what would make it better, or "".
     """
 
     name: str
@@ -32,20 +30,24 @@ class Check:
 
 _EXTRAS = {
     "runtime on a CPU": ("hfd-edge", ("numpy", "opencv-python-headless", "onnxruntime", "rasterio")),
+    "OpenVINO on a CPU": ("hfd-edge[openvino]", ("openvino",)),
     "training": ("hfd-edge[train]", ("torch", "timm", "lightning-fabric", "safetensors", "matplotlib")),
     "export and INT8": ("hfd-edge[export]", ("torch", "onnx", "onnxscript", "nvidia-modelopt", "requests")),
+    "archives on a cluster": ("hfd-edge[cluster]", ("ray",)),
 }
 
 
 def machine_checks() -> list[Check]:
-    """Look at Python, the extras, the compilers, the GPU driver and the CUDA toolkit.
+    """Look at Python, the extras, the compilers, the CUDA toolkit and the device.
 
     Imports torch only where torch-tensorrt is installed.
     """
+    from hfd_edge.cli.device_checks import device_checks
+
     checks = [_python()]
     checks += [_extra(name, install, packages) for name, (install, packages) in _EXTRAS.items()]
     checks += [_tensorrt("TensorRT-RTX engines", "tensorrt_rtx"), _tensorrt("TensorRT engines", "tensorrt")]
-    checks += [_torch_tensorrt(), _driver(), _toolkit(), _gpu_runtime(), _kernels()]
+    checks += [_torch_tensorrt(), _toolkit(), _gpu_runtime(), _kernels(), *device_checks()]
     return checks
 
 
@@ -88,20 +90,6 @@ def _torch_tensorrt() -> Check:
     found = _version("torch-tensorrt") or _version("torch-tensorrt-rtx") or "unknown release"
     reason = torch_tensorrt.why_not_here()
     return Check(name, reason is None, f"torch_tensorrt {found}", reason or "")
-
-
-def _driver() -> Check:
-    name = "NVIDIA GPU"
-    if shutil.which("nvidia-smi") is None:
-        return Check(
-            name, False, "no nvidia-smi on PATH", "install the NVIDIA driver; engines can be built without"
-        )
-    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
-    except (subprocess.SubprocessError, OSError) as error:
-        return Check(name, False, f"nvidia-smi failed: {error}", "reinstall the NVIDIA driver, or reboot")
-    return Check(name, True, done.stdout.strip().replace("\n", "; "))
 
 
 def _toolkit() -> Check:

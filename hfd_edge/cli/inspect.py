@@ -78,16 +78,33 @@ def _describe_run(path: Path) -> dict[str, Any]:
 
 
 @app.command()
-def doctor(json: Json = False) -> None:
-    """List what this machine can do, what is missing for the rest, and the command that mends it."""
-    from hfd_edge.cli.checks import machine_checks
+def doctor(
+    bundle: Annotated[
+        Path | None, typer.Argument(help="Bundle whose engines are to fit this machine.", metavar="[BUNDLE]")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List what this machine can do, what is missing for the rest, and the command that mends it.
 
+    Looks at the packages of each extra, the NVIDIA driver and its CUDA, TensorRT, PyCUDA, JetPack,
+    permissions, power mode, clocks and sensors. "advice" works as it is, but could be better.
+
+    Example: `hfd-edge doctor flood.hfd`
+    """
+    from hfd_edge.bundle import Bundle
+    from hfd_edge.cli.checks import machine_checks
+    from hfd_edge.cli.device_checks import bundle_checks
+
+    opened = None if bundle is None else Bundle.open(bundle)
     checks = machine_checks()
+    if opened is not None:
+        checks += bundle_checks(opened)
     if json:
         lines = {check.name: asdict(check) for check in checks}
         show({"checks": lines}, as_json=True, title="")
         return
     from hfd_edge.report.console import table
 
-    rows = [[c.name, "ok" if c.ok else "missing", c.found, c.fix] for c in checks]
+    states = {True: "advice", False: "missing"}
+    rows = [[c.name, states[c.ok] if c.fix else "ok", c.found, c.fix] for c in checks]
     table("hfd-edge doctor", ["for", "", "found", "to mend it"], rows)

@@ -20,6 +20,7 @@ COMMANDS = [
         for name in "demo simulate data train evaluate export quantize build predict inspect doctor".split()
     ],
     ["selftest"],
+    ["export", "triton"],
     *(["calibrate", name] for name in ("cache", "read")),
     ["data", "convert"],
     ["data", "check"],
