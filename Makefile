@@ -1,6 +1,7 @@
 # Two commands do everything on a fresh machine with Python 3.10+ and make:
 #   make demo    set-up, then the main job on simulated pairs: runs/demo/report.html
 #   make test    set-up, then ruff, mypy, import-linter and pytest
+# make bench measures what the README's table says, on an idle machine: about an hour on two cores.
 # Both use .venv, make it when there is none, and install only when pyproject.toml changed.
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN := .venv/bin
 SHELL := /bin/bash
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test lint types layers unit slow gpu pycuda softcuda clean
+.PHONY: setup demo test lint types layers unit slow gpu pycuda softcuda peers bench clean
 
 setup: .venv/.installed
 
@@ -58,6 +59,30 @@ gpu: setup
 
 softcuda: pycuda
 	HFD_EDGE_SOFTCUDA=1 $(BIN)/python -m pytest -m gpu tests/gpu tests/softcuda
+
+# What ours is compared with, beside the project's own environment, which it sees and does not change.
+peers: .venv/peers/.installed
+
+.venv/peers/.installed: .venv/.installed benchmarks/peers.txt
+	@test -x .venv/peers/bin/python || $(BIN)/python -m venv .venv/peers
+	@echo "Installing MONAI, torchgeo and ultralytics into .venv/peers"
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > "$$(.venv/peers/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
+	@.venv/peers/bin/python -m pip install --quiet --requirement benchmarks/peers.txt
+	@touch $@
+
+runs/demo/demo.hfd/manifest.json:
+	$(MAKE) demo
+
+bench: setup peers runs/demo/demo.hfd/manifest.json
+	.venv/peers/bin/python benchmarks/bench_preprocess.py
+	$(BIN)/python benchmarks/bench_coldstart.py --bundle runs/demo/demo.hfd
+	$(BIN)/python benchmarks/int8_cpu.py --bundle runs/demo/demo.hfd --data runs/demo/data/pairs
+	.venv/peers/bin/python benchmarks/bench_peers.py --bundle runs/demo/demo.hfd --run runs/demo/runs/student
+	$(BIN)/python benchmarks/bench_training.py
+	$(BIN)/python benchmarks/warp.py
+	$(BIN)/python benchmarks/bench_scene.py --bundle runs/demo/demo.hfd
+	$(BIN)/python benchmarks/table.py
 
 clean:
 	rm -rf .venv runs .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
