@@ -36,6 +36,8 @@ TeacherInputs = Literal["eo", "eo+sar", "eo before+after", "eo before+after+sar"
 image of an earlier date in `eo_before/`, or all three. All but the first are this project's extension of the
 paper."""
 
+ClassWeight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
 Rgb = tuple[
     Annotated[int, Field(ge=0, le=255)],
     Annotated[int, Field(ge=0, le=255)],
@@ -181,6 +183,33 @@ class TrainingRecipe(Strict):
     sar_gain_db: float = Field(default=1.0, ge=0, description="Random gain, +- this many dB.")
     eo_jitter: float = Field(default=0.2, ge=0, lt=1, description="Random EO brightness and contrast.")
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    accumulate: int = Field(
+        default=1,
+        gt=0,
+        description="Pieces that a batch is computed in, to save memory. Gradients are those of the whole "
+        "batch, at a third more computation; batch normalisation sees a piece at a time.",
+    )
+    ema: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Decay of the moving average of the weights that is validated and kept, e.g. 0.999; "
+        "0 keeps the weights themselves.",
+    )
+    class_weights: Literal["none", "balanced"] | tuple[ClassWeight, ...] = Field(
+        default="none",
+        description="Weights of the cross-entropy by true class: one number a class, or 'balanced', the "
+        "median frequency of a class over its own in the training split.",
+    )
+    focal_gamma: float = Field(
+        default=0.0, ge=0, le=10, description="Focal loss: pixels that are right count less; 0 is off."
+    )
+    patience: int = Field(
+        default=0, ge=0, description="Epochs without a better validation mIoU after which it stops; 0: never."
+    )
+    deterministic: bool = Field(
+        default=False, description="Equal bits on a GPU too, by slower algorithms; a CPU gives them anyway."
+    )
     seed: int = Field(default=0, ge=0)
     checkpoint_every: int = Field(default=200, gt=0, description="Steps between resumable checkpoints.")
     cache_mb: int = Field(default=4096, ge=0, description="Memory for preprocessed tiles.")
@@ -190,6 +219,21 @@ class TrainingRecipe(Strict):
         if self.crop_px % 32:
             raise ValueError(f"crop_px is {self.crop_px}, but must be a multiple of 32 (encoder stride)")
         return self
+
+    @model_validator(mode="after")
+    def _pieces(self) -> TrainingRecipe:
+        if self.accumulate > self.batch:
+            raise ValueError(
+                f"accumulate is {self.accumulate}, but a batch of {self.batch} cannot have more pieces"
+            )
+        return self
+
+    @field_validator("class_weights")
+    @classmethod
+    def _something_counts(cls, weights: str | tuple[float, ...]) -> str | tuple[float, ...]:
+        if not isinstance(weights, str) and not any(weights):
+            raise ValueError("class_weights are all 0, so nothing would be learnt")
+        return weights
 
 
 class QatRecipe(Strict):

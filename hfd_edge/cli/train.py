@@ -1,15 +1,16 @@
-"""train teacher, train student, train baseline, evaluate."""
+"""train teacher, train student, train baseline."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from hfd_edge.cli import app
-from hfd_edge.cli.common import Data, Json, Scheme, show
+from hfd_edge.cli.common import Data, Json, show
 
 train_app = typer.Typer(no_args_is_help=True, help="Train the EO teacher, the SAR student, and baselines.")
 app.add_typer(train_app, name="train")
@@ -21,19 +22,32 @@ Set = Annotated[
     typer.Option("--set", help="Override a recipe key, e.g. training.epochs=50. May be repeated."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")]
+Board = Annotated[
+    bool, typer.Option("--tensorboard", help="Write scalars for TensorBoard into RUN/tensorboard, too.")
+]
 
 
 @train_app.command()
 def teacher(
-    recipe: RecipeFile, data: Data, out: Out, set_: Set = None, resume: Resume = False, json: Json = False
+    recipe: RecipeFile,
+    data: Data,
+    out: Out,
+    set_: Set = None,
+    resume: Resume = False,
+    tensorboard: Board = False,
+    json: Json = False,
 ) -> None:
     """Train the optical teacher.
 
     Example: `hfd-edge train teacher train/recipes/ombria.toml --data data/ombria --out runs/teacher`
+
+    On several GPUs or machines, for any `train` command: `torchrun --nproc-per-node 4 -m hfd_edge train
+    teacher ...` The processes share each batch, so the recipe stays as it is.
     """
     from hfd_edge.training.fit import train_teacher
 
-    _train(train_teacher, recipe, data, out, overrides=set_, as_json=json, resume=resume)
+    options: dict[str, Any] = {"overrides": set_, "as_json": json, "tensorboard": tensorboard}
+    _train(train_teacher, recipe, data, out, resume=resume, **options)
 
 
 @train_app.command()
@@ -60,6 +74,7 @@ def student(
     ] = None,
     set_: Set = None,
     resume: Resume = False,
+    tensorboard: Board = False,
     json: Json = False,
 ) -> None:
     """Train the SAR student, distilling from the teacher.
@@ -75,7 +90,8 @@ def student(
 
     if qat is not None and unlabelled:
         raise typer.BadParameter("--qat trains on the labelled pairs alone: leave out --unlabelled.")
-    options: dict[str, Any] = {"overrides": set_, "as_json": json, "resume": resume, "teacher": teacher}
+    options: dict[str, Any] = {"overrides": set_, "as_json": json, "tensorboard": tensorboard}
+    options |= {"resume": resume, "teacher": teacher}
     if qat is None:
         _train(train_student, recipe, data, out, unlabelled=unlabelled or (), **options)
     else:
@@ -96,6 +112,7 @@ def baseline(
     out: Out,
     set_: Set = None,
     resume: Resume = False,
+    tensorboard: Board = False,
     json: Json = False,
 ) -> None:
     """Train another SAR-only network on the same encoder, to compare the student with.
@@ -108,40 +125,8 @@ def baseline(
     """
     from hfd_edge.training.baselines import train_baseline
 
-    _train(train_baseline, recipe, data, out, overrides=set_, as_json=json, arch=arch, resume=resume)
-
-
-@app.command()
-def evaluate(
-    model: Annotated[Path, typer.Argument(help="Run folder or bundle.", metavar="RUN|BUNDLE")],
-    data: Data,
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    scheme: Scheme = None,
-    precision: Annotated[str, typer.Option(help="Bundle variant: fp32, fp16 or int8.")] = "fp32",
-    backend: Annotated[str, typer.Option(help="Runtime backend of a bundle.")] = "auto",
-    pictures: Annotated[
-        Path | None, typer.Option(help="PNG to draw: tiles with SAR, EO, truth and prediction.")
-    ] = None,
-    json: Json = False,
-) -> None:
-    """Measure accuracy on a labelled split: mIoU and IoU per class, from one confusion matrix.
-
-    Example: `hfd-edge evaluate flood.hfd --data data/ombria --scheme spatial --precision int8`
-    """
-    from hfd_edge.evaluation import measure, open_folder, open_predictor
-    from hfd_edge.report.console import bars
-
-    with bars() as progress:
-        scores = measure(
-            model, data, split=split, scheme=scheme, precision=precision, backend=backend, progress=progress
-        )
-        if pictures:
-            from hfd_edge.report.tiles import write_tiles
-
-            with open_predictor(model, precision=precision, backend=backend) as predict:
-                folder = open_folder(model, data, scheme=scheme)
-                write_tiles(folder, {scores["precision"]: predict}, pictures, split=split)
-    show(scores, as_json=json, title=f"{model.name} on {split}")
+    options: dict[str, Any] = {"overrides": set_, "as_json": json, "tensorboard": tensorboard}
+    _train(train_baseline, recipe, data, out, arch=arch, resume=resume, **options)
 
 
 def _train(
@@ -152,23 +137,41 @@ def _train(
     *,
     overrides: list[str] | None,
     as_json: bool,
+    tensorboard: bool,
     **options: Any,
 ) -> None:
     from hfd_edge.config import Recipe, read_toml
     from hfd_edge.datasets.folder import PairFolder
+    from hfd_edge.progress import silent
     from hfd_edge.report.console import bars
-    from hfd_edge.report.curves import plot_curves
+    from hfd_edge.training.devices import leads
 
     checked = read_toml(recipe, Recipe, overrides=tuple(overrides or ()))
     folder = PairFolder.open(data, scheme=checked.split)
-    with bars() as progress:
-        run = train(
-            folder,
-            checked,
-            out,
-            progress=progress,
-            on_epoch=lambda path, history: plot_curves(history, path / "curves.png"),
-            **options,
-        )
+    if not leads():
+        train(folder, checked, out, progress=silent, **options)
+        return
+    with _pictures(tensorboard) as on_epoch, bars() as progress:
+        run = train(folder, checked, out, progress=progress, on_epoch=on_epoch, **options)
     scores = {name: value for name, value in run.metrics().items() if name != "history"}
     show({"run": str(run.path), **scores}, as_json=as_json, title=f"Trained {out.name}")
+
+
+@contextmanager
+def _pictures(tensorboard: bool) -> Iterator[Callable[[Path, list[dict[str, Any]]], None]]:
+    """What is drawn of a run after each epoch."""
+    from hfd_edge.report.curves import plot_curves
+    from hfd_edge.training.tensorboard import TensorBoard
+
+    board = TensorBoard() if tensorboard else None
+
+    def draw(run: Path, history: list[dict[str, Any]]) -> None:
+        plot_curves(history, run / "curves.png")
+        if board is not None:
+            board(run, history)
+
+    try:
+        yield draw
+    finally:
+        if board is not None:
+            board.close()

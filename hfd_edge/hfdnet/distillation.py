@@ -9,7 +9,7 @@ whatever the precision of the maps.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -29,6 +29,13 @@ TERMS: dict[str, tuple[str, ...]] = {
     "hfdm+logits": ("feature", "cwd", "logits"),
 }
 """Distillation method -> the losses that it adds up."""
+
+Pool = Callable[[Tensor], Tensor]
+"""Makes sums over a piece of a batch, a vector, into those over the whole batch; the gradient is the piece's.
+
+A loss that is a function of pooled sums has, added up over the pieces, the gradient that the whole batch
+would give. Every loss pools once, whatever it sees, so that pieces agree on the order.
+"""
 
 _EPSILON = 1e-5
 
@@ -106,33 +113,53 @@ class Hfdm(nn.Module):
         return [project(feature) for project, feature in zip(self.projectors, features, strict=True)]
 
 
-def segmentation_losses(logits: Tensor, label: Tensor, *, ignore_index: int) -> dict[str, Tensor]:
+def segmentation_losses(
+    logits: Tensor,
+    label: Tensor,
+    *,
+    ignore_index: int,
+    class_weights: Tensor | None = None,
+    focal_gamma: float = 0.0,
+    pool: Pool | None = None,
+) -> dict[str, Tensor]:
     """Cross-entropy and soft Dice on logits upsampled to the label's size.
 
-    ce = -mean_p log softmax(x)_{p, y_p}; dice = 1 - mean_k 2 sum_p s_pk t_pk / (sum_p s_pk + sum_p t_pk),
-    with s = softmax(x), t = one-hot truth, p over the batch's known pixels and k over the classes that occur
-    in them (Milletari et al., 2016, with plain sums).
+    ce = -sum_p w_p (1 - s_p)^gamma log s_p / sum_p w_p; dice = 1 - mean_k 2 sum_p s_pk t_pk / (sum_p s_pk +
+    sum_p t_pk), with s = softmax(x), s_p that of the true class, t = one-hot truth, p over the batch's known
+    pixels and k over the classes that occur in them (Milletari et al., 2016, with plain sums).
 
     Args:
         logits: (batch, classes, rows/4, cols/4) of HFD-Net, (batch, classes, rows, cols) of a baseline.
         label: Class ids (batch, rows, cols), any integer type.
         ignore_index: Label of unknown pixels, which have no effect.
+        class_weights: w of a pixel by its true class, (classes,); None is 1 for all. Dice is weighted by its
+            mean over classes already.
+        focal_gamma: gamma (Lin et al., 2017, eq. 4); 0 is plain cross-entropy.
+        pool: When the batch is a piece of a larger one, sums over all of that.
     Returns:
         "ce" and "dice", scalars; both 0 when no pixel is known.
     """
     log_probability = upsample(logits.float(), size=label.shape[1:]).log_softmax(1)
     known = label != ignore_index
     truth = torch.where(known, label, 0).long()
-    count = known.sum().clamp(min=1)
     picked = log_probability.gather(1, truth[:, None])[:, 0]
-    cross_entropy = -(picked * known).sum() / count
+    if focal_gamma:
+        # The floor: below it, exponents under 1 have no finite slope.
+        picked = picked * (-torch.expm1(picked)).clamp(min=_EPSILON) ** focal_gamma
+    counted = known if class_weights is None else known * class_weights[truth]
 
     weight = known[:, None].float()
     probability = log_probability.exp() * weight
     one_hot = torch.zeros_like(probability).scatter_(1, truth[:, None], weight)
-    overlap = (probability * one_hot).sum((0, 2, 3))
+    overlap, guessed = (probability * one_hot).sum((0, 2, 3)), probability.sum((0, 2, 3))
     total = one_hot.sum((0, 2, 3))
-    score = 2 * overlap / (probability.sum((0, 2, 3)) + total + _EPSILON)
+    surprise, count = (picked * counted).sum(), counted.sum()
+    if pool is not None:
+        sums = pool(torch.cat((surprise[None], count[None].to(surprise), overlap, guessed, total)))
+        surprise, count = sums[0], sums[1]
+        overlap, guessed, total = sums[2:].chunk(3)
+    cross_entropy = -surprise / count.clamp(min=1 if class_weights is None else _EPSILON)
+    score = 2 * overlap / (guessed + total + _EPSILON)
     present = total > 0
     dice = ((1 - score) * present).sum() / present.sum().clamp(min=1)
     return {"ce": cross_entropy, "dice": dice}
@@ -147,6 +174,7 @@ def distillation_losses(
     temperatures: Temperatures = Temperatures(),
     comparison: Comparison = Comparison(),
     mask: Tensor | None = None,
+    pool: Pool | None = None,
 ) -> dict[str, Tensor]:
     """The unweighted losses that carry the teacher's knowledge into the student.
 
@@ -159,6 +187,7 @@ def distillation_losses(
         comparison: What is done about pairs that are misregistered by a few pixels.
         mask: bool (batch, rows, cols) at the input's size; other pixels have no effect. None is all. A
             cell of a map counts when at least half of its pixels do.
+        pool: As in `segmentation_losses`.
     Returns:
         A scalar for each term.
     Raises:
@@ -178,13 +207,15 @@ def distillation_losses(
         ]
         for term, loss in (("hint", hint_loss), ("feature", feature_loss)):
             if term in terms:
-                losses[term] = _mean([loss(a, b, mask=m) for a, b, m in maps])
+                losses[term] = _mean([loss(a, b, mask=m, pool=pool) for a, b, m in maps])
         if "cwd" in terms:
-            losses["cwd"] = _mean([cwd_loss(a, b, temperature=temperatures.cwd, mask=m) for a, b, m in maps])
+            tau = temperatures.cwd
+            losses["cwd"] = _mean([cwd_loss(a, b, temperature=tau, mask=m, pool=pool) for a, b, m in maps])
     if "logits" in terms:
         searched = replace(comparison, pool=False)  # an average of logits would be no label
         mine, other, cells = searched(student.logits, teacher.logits, mask=mask, stride=LOGITS_STRIDE)
-        losses["logits"] = logits_loss(mine, other, temperature=temperatures.logits, mask=cells)
+        tau = temperatures.logits
+        losses["logits"] = logits_loss(mine, other, temperature=tau, mask=cells, pool=pool)
     return losses
 
 
@@ -236,28 +267,40 @@ def register(
         return mine, teacher[batch, :, down, right].movedim(3, 1), cells
 
 
-def hint_loss(student: Tensor, teacher: Tensor, *, mask: Tensor | None = None) -> Tensor:
+def hint_loss(
+    student: Tensor, teacher: Tensor, *, mask: Tensor | None = None, pool: Pool | None = None
+) -> Tensor:
     """mean (S - T)^2 over the mask's cells (FitNets, Romero et al. 2015).
 
     Args:
         student: Projected map (batch, channels, rows, cols).
         teacher: The teacher's map, same shape.
         mask: bool (batch, rows, cols), or None for all cells.
+        pool: As in `segmentation_losses`.
     """
-    return _masked_mean((student.float() - teacher.detach().float()).square(), mask)
+    return _masked_mean((student.float() - teacher.detach().float()).square(), mask, pool)
 
 
-def feature_loss(student: Tensor, teacher: Tensor, *, mask: Tensor | None = None) -> Tensor:
+def feature_loss(
+    student: Tensor, teacher: Tensor, *, mask: Tensor | None = None, pool: Pool | None = None
+) -> Tensor:
     """mean (N(S) - N(T))^2, with N the standardisation of each channel of each image over its cells.
 
     Standardised, because EO and SAR maps differ in scale and offset, which carry no structure. Arguments
     as in `hint_loss`.
     """
     difference = _standardise(student.float(), mask) - _standardise(teacher.detach().float(), mask)
-    return _masked_mean(difference.square(), mask)
+    return _masked_mean(difference.square(), mask, pool)
 
 
-def cwd_loss(student: Tensor, teacher: Tensor, *, temperature: float, mask: Tensor | None = None) -> Tensor:
+def cwd_loss(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    temperature: float,
+    mask: Tensor | None = None,
+    pool: Pool | None = None,
+) -> Tensor:
     """tau^2 / (N C) sum_{n,c} KL(softmax_hw(T/tau) || softmax_hw(S/tau)), channel-wise distillation.
 
     Source: Shu et al. (2021), eqs. 3-5. Arguments as in `hint_loss`; images without any cell in the mask
@@ -273,11 +316,16 @@ def cwd_loss(student: Tensor, teacher: Tensor, *, temperature: float, mask: Tens
     divergence = theirs.exp() * (theirs - ours)
     if mask is not None:
         divergence = divergence * mask.flatten(1)[:, None]
-    return temperature**2 * divergence.sum(2).mean()
+    return temperature**2 * _masked_mean(divergence.sum(2), None, pool)
 
 
 def logits_loss(
-    student: Tensor, teacher: Tensor, *, temperature: float, mask: Tensor | None = None
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    temperature: float,
+    mask: Tensor | None = None,
+    pool: Pool | None = None,
 ) -> Tensor:
     """tau^2 mean_p KL(softmax_k(T/tau) || softmax_k(S/tau)) over the mask's cells (Hinton et al. 2015).
 
@@ -286,11 +334,12 @@ def logits_loss(
         teacher: The teacher's logits, same shape.
         temperature: tau.
         mask: bool (batch, rows, cols), or None for all cells.
+        pool: As in `segmentation_losses`.
     """
     ours = (student.float() / temperature).log_softmax(1)
     theirs = (teacher.detach().float() / temperature).log_softmax(1)
     divergence = (theirs.exp() * (theirs - ours)).sum(1, keepdim=True)
-    return temperature**2 * _masked_mean(divergence, mask)
+    return temperature**2 * _masked_mean(divergence, mask, pool)
 
 
 def teacher_is_right(logits: Tensor, label: Tensor) -> Tensor:
@@ -325,12 +374,18 @@ def _standardise(features: Tensor, mask: Tensor | None) -> Tensor:
     return centred * torch.rsqrt(spread + _EPSILON)
 
 
-def _masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+def _masked_mean(values: Tensor, mask: Tensor | None, pool: Pool | None) -> Tensor:
     """Mean over batch, channels and the mask's cells; 0 when the mask is empty."""
     if mask is None:
-        return values.mean()
-    weight = mask[:, None].float()
-    return (values * weight).sum() / (weight.sum() * values.shape[1]).clamp(min=1)
+        if pool is None:
+            return values.mean()
+        total, count = values.sum(), values.new_tensor(float(values.numel()))
+    else:
+        weight = mask[:, None].float()
+        total, count = (values * weight).sum(), weight.sum() * values.shape[1]
+    if pool is not None:
+        total, count = pool(torch.stack((total, count))).unbind()
+    return total / count.clamp(min=1)
 
 
 def _mean(losses: Sequence[Tensor]) -> Tensor:

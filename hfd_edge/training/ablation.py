@@ -30,8 +30,8 @@ from hfd_edge.training.ablation_plan import Job
 from hfd_edge.training.baselines import sar_only, train_baseline
 from hfd_edge.training.evaluate import evaluate_run
 from hfd_edge.training.fit import train_student, train_teacher
-from hfd_edge.training.loop import OnEpoch
 from hfd_edge.training.pairs import open_unlabelled, student_pairs, teacher_pairs
+from hfd_edge.training.plan import OnEpoch
 from hfd_edge.training.preparation import reopen
 
 SCORES_NAME = "test.json"

@@ -10,10 +10,11 @@ from hfd_edge.errors import CheckpointError, RecipeError
 from hfd_edge.hfdnet.baselines import check_architecture
 from hfd_edge.hfdnet.run import Run
 from hfd_edge.progress import Progress, silent
+from hfd_edge.training.devices import make_fabric, reproducible
 from hfd_edge.training.fit import execute, preprocessing_of
-from hfd_edge.training.loop import OnEpoch, Plan, make_fabric, reproducible
 from hfd_edge.training.objective import Objective
 from hfd_edge.training.pairs import labelled
+from hfd_edge.training.plan import OnEpoch, Plan
 from hfd_edge.training.preparation import (
     make_batches,
     make_schedule,
@@ -22,6 +23,7 @@ from hfd_edge.training.preparation import (
     run_info,
 )
 from hfd_edge.training.samples import TileCache, TileStore
+from hfd_edge.training.supervision import supervision
 
 
 def train_baseline(
@@ -59,7 +61,7 @@ def train_baseline(
     _check_recipe(recipe)
     fabric = make_fabric(recipe.training.precision)
     run = _begun(folder, recipe, out, arch) if resume else _new(folder, recipe, out, arch, progress)
-    with reproducible(fabric.device, recipe.training.seed):
+    with reproducible(fabric.device, recipe.training.seed, deterministic=recipe.training.deterministic):
         network = run.untrained_network(pretrained=recipe.network.init == "imagenet")
         cache, preprocessing = TileCache(recipe.training.cache_mb), run.info.preprocessing
         train, val = (
@@ -69,7 +71,11 @@ def train_baseline(
         batches = make_batches(run, train, eo_jitter=0.0)
         plan = Plan(
             run=run,
-            objective=Objective(network, ignore_index=folder.config.ignore_index),
+            objective=Objective(
+                network,
+                ignore_index=folder.config.ignore_index,
+                supervision=supervision(recipe.training, folder, train.pairs, progress=progress),
+            ),
             batches=batches,
             validation=val,
             schedule=make_schedule(run, batches, ramp=0),
@@ -88,10 +94,13 @@ def _check_recipe(recipe: Recipe) -> None:
             'network.init is "teacher", but a baseline is not built like the teacher. Set it to '
             '"imagenet" or "random".'
         )
-    if recipe.training.batch == 1:
+    training = recipe.training
+    if training.batch < 2 * training.accumulate:
+        pieces = "" if training.accumulate == 1 else f" in {training.accumulate} pieces"
         raise RecipeError(
-            "training.batch is 1, but several baselines pool the whole image to one cell, which batch "
-            "normalisation cannot standardise. Set training.batch to at least 2."
+            f"training.batch is {training.batch}{pieces}, but several baselines pool the whole image to one "
+            "cell, which batch normalisation cannot standardise for a single sample. Set training.batch to "
+            f"at least {2 * training.accumulate}."
         )
 
 

@@ -1,7 +1,8 @@
 """The resumable checkpoint: one safetensors file, written whole or not at all.
 
 Tensors are named by prefix: "model/" (network and projectors), "optimizer/<parameter>/<entry>" (AdamW's
-moments and step counts) and "best/" (weights of the best epoch so far); the rest is JSON in the header.
+moments and step counts), "best/" (weights of the best epoch so far) and "average/" (the moving average of the
+weights, where one is kept); the rest is JSON in the header.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     best: Mapping[str, Tensor],
     state: TrainingState,
+    average: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write everything that is needed to go on.
 
@@ -63,6 +65,7 @@ def save_checkpoint(
         optimizer: Over exactly the model's parameters.
         best: Weights of the best epoch; empty before the first.
         state: All the rest.
+        average: Moving average of the network's state, if one is kept.
     Raises:
         StorageError: the disk is full, or the folder cannot be written.
     """
@@ -71,20 +74,27 @@ def save_checkpoint(
         for entry, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer/{name}/{entry}"] = value
     tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
+    tensors |= {f"average/{name}": tensor for name, tensor in (average or {}).items()}
     header = {"format": "pt", _HEADER: json.dumps({"version": _VERSION, **asdict(state)})}
     write_tensors(path, tensors, header)
 
 
 def load_checkpoint(
-    path: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, identity: str
+    path: Path,
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    identity: str,
+    average: Mapping[str, Tensor] | None = None,
 ) -> tuple[TrainingState, dict[str, Tensor]]:
-    """Restore model and optimizer in place.
+    """Restore model, optimizer and average in place.
 
     Args:
         path: Written by `save_checkpoint`.
         model: The same network and projectors, already on its device.
         optimizer: A new one over the model's parameters.
         identity: What the checkpoint must belong to.
+        average: Takes the moving average, if one is kept.
     Returns:
         The state, and the best weights so far (on the CPU).
     Raises:
@@ -111,6 +121,9 @@ def load_checkpoint(
         )
     load_state(model, _below(tensors, "model/"), source=path)
     _load_optimizer(model, optimizer, _below(tensors, "optimizer/"))
+    kept = _below(tensors, "average/")
+    for name, value in (average or {}).items():
+        value.copy_(kept[name])  # there, for the identity says that an average is kept
     return state, _below(tensors, "best/")
 
 

@@ -18,7 +18,7 @@ from hfd_edge.errors import DatasetError
 from hfd_edge.hfdnet.alignment import upsample
 from hfd_edge.hfdnet.network import MULTIPLE_PX
 from hfd_edge.hfdnet.run import Run
-from hfd_edge.metrics import Confusion
+from hfd_edge.metrics import Confusion, Details
 from hfd_edge.progress import Progress, silent
 from hfd_edge.training.samples import EoStatistics, TileCache, TileStore, images
 
@@ -50,6 +50,7 @@ class Scorer:
         text: str,
         progress: Progress = silent,
         counts: dict[str, NDArray[np.int64]] | None = None,
+        details: Details | None = None,
     ) -> Confusion:
         """Run all tiles.
 
@@ -58,6 +59,7 @@ class Scorer:
             text: Name of the work, for `progress`.
             progress: Counts tiles.
             counts: Takes the confusion counts of each tile, by the pair's name.
+            details: Takes the tiles with the confidences, for the scores that cost more.
         Returns:
             The confusion matrix over all labelled pixels.
         Raises:
@@ -67,14 +69,20 @@ class Scorer:
         confusion = Confusion(config.classes, ignore_index=config.ignore_index)
         for tiles in self._groups():
             progress(confusion.tiles, len(self.store), f"{text} mIoU {confusion.miou:.3f}")
-            pixels = np.stack([_input(tile) for tile in tiles])
-            for tile, labels in zip(tiles, predict_labels(network, pixels, device=self.device), strict=True):
+            logits = _full_size(network, np.stack([_input(tile) for tile in tiles]), self.device)
+            batch = _labels(logits)
+            sure = [None] * len(tiles) if details is None else _confidences(logits)
+            for tile, labels, confidence in zip(tiles, batch, sure, strict=True):
                 if tile.eo is None:
-                    labels = np.where((tile.sar != 0).any(axis=0), labels, np.uint8(NODATA_LABEL))
+                    seen = (tile.sar != 0).any(axis=0)
+                    labels = np.where(seen, labels, np.uint8(NODATA_LABEL))
+                    confidence = None if confidence is None else np.where(seen, confidence, np.nan)
                 before, pair = confusion.counts.copy(), self.store.pairs[confusion.tiles]
                 confusion.add(tile.label, labels)
                 if counts is not None:
                     counts[pair.name] = confusion.counts - before
+                if details is not None:
+                    details.add(tile.label, labels, confidence)
         progress(len(self.store), len(self.store), f"{text} mIoU {confusion.miou:.3f}")
         return confusion
 
@@ -106,13 +114,30 @@ def predict_labels(
     Returns:
         Class ids (batch, rows, cols).
     """
+    return _labels(_full_size(network, pixels, device))
+
+
+@torch.inference_mode()
+def _full_size(
+    network: Callable[[Tensor], Tensor], pixels: NDArray[np.float32], device: torch.device
+) -> Tensor:
+    """Logits (batch, classes, rows, cols) on the device."""
     rows, cols = pixels.shape[2:]
     padding = (0, -cols % MULTIPLE_PX, 0, -rows % MULTIPLE_PX)
-    with torch.inference_mode():
-        whole = F.pad(images(pixels).to(device), padding, mode="replicate")
-        logits = network(whole).float()
-        labels = upsample(logits, size=whole.shape[2:]).argmax(1)[:, :rows, :cols]
-    return np.asarray(labels.to(torch.uint8).cpu().numpy())
+    whole = F.pad(images(pixels).to(device), padding, mode="replicate")
+    return upsample(network(whole).float(), size=whole.shape[2:])[:, :, :rows, :cols]
+
+
+@torch.inference_mode()
+def _labels(logits: Tensor) -> NDArray[np.uint8]:
+    return np.asarray(logits.argmax(1).to(torch.uint8).cpu().numpy())
+
+
+@torch.inference_mode()
+def _confidences(logits: Tensor) -> NDArray[np.float32]:
+    """Probability of the likeliest class, (batch, rows, cols)."""
+    # The largest term of the softmax; the others need not be kept.
+    return np.asarray((logits.amax(1) - logits.logsumexp(1)).exp().cpu().numpy())
 
 
 def evaluate_run(
@@ -122,6 +147,7 @@ def evaluate_run(
     split: str = "test",
     progress: Progress = silent,
     counts: dict[str, NDArray[np.int64]] | None = None,
+    details: Details | None = None,
 ) -> dict[str, Any]:
     """Measure a run's best weights: students on SAR, teachers on what they see.
 
@@ -132,6 +158,7 @@ def evaluate_run(
             out.
         progress: Counts tiles.
         counts: Takes the confusion counts of each tile, by the pair's name.
+        details: Takes the tiles with the confidences; its scores are then given, too.
     Returns:
         miou, iou per class, accuracy (0 to 1), pixels, tiles, backend "torch", precision "fp32".
     Raises:
@@ -156,7 +183,9 @@ def evaluate_run(
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = run.network().to(device, memory_format=torch.channels_last)
-    confusion = Scorer(store, device)(network, text=f"evaluate {split}", progress=progress, counts=counts)
+    confusion = Scorer(store, device)(
+        network, text=f"evaluate {split}", progress=progress, counts=counts, details=details
+    )
     if confusion.pixels == 0:
         labelled = any(pair.label is not None for pair in folder.pairs(split))
         missing = "the EO images that it sees" if labelled and not pairs else "label/ files"
@@ -165,7 +194,8 @@ def evaluate_run(
             f"pairs with the files that it needs), so it cannot be scored. Add {missing}, or choose another "
             "split."
         )
-    return {**confusion.scores(), "backend": "torch", "precision": "fp32"}
+    more = {} if details is None else details.scores(confusion)
+    return {**confusion.scores(), **more, "backend": "torch", "precision": "fp32"}
 
 
 def eo_statistics_of(run: Run) -> EoStatistics | None:

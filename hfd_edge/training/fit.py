@@ -18,10 +18,13 @@ from hfd_edge.hfdnet.run import Run
 from hfd_edge.progress import Progress, silent
 from hfd_edge.sar.preprocessing import Preprocessing
 from hfd_edge.training.checkpoint import TrainingState
+from hfd_edge.training.devices import make_fabric, reproducible
 from hfd_edge.training.evaluate import eo_statistics_of
-from hfd_edge.training.loop import OnEpoch, Plan, Trainer, identity_of, make_fabric, reproducible
+from hfd_edge.training.identity import identity_of
+from hfd_edge.training.loop import Trainer
 from hfd_edge.training.objective import Distillation, Objective
 from hfd_edge.training.pairs import join_unlabelled, open_unlabelled, student_pairs, teacher_pairs
+from hfd_edge.training.plan import OnEpoch, Plan
 from hfd_edge.training.preparation import (
     make_batches,
     make_schedule,
@@ -33,6 +36,7 @@ from hfd_edge.training.preparation import (
     with_inputs_of,
 )
 from hfd_edge.training.samples import EoStatistics, TileCache, TileStore
+from hfd_edge.training.supervision import supervision
 
 
 def train_teacher(
@@ -74,14 +78,18 @@ def train_teacher(
         preprocessing = preprocessing_of(folder, recipe, progress) if "sar" in inputs else None
         fields = {"eo_mean": mean, "eo_std": std, "inputs": inputs, "preprocessing": preprocessing}
         run = Run(out, recipe, run_info(folder, kind="teacher", **fields))
-    with reproducible(fabric.device, recipe.training.seed):
+    with reproducible(fabric.device, recipe.training.seed, deterministic=recipe.training.deterministic):
         network = run.untrained_network(pretrained=recipe.network.init != "random")
         cache, eo = TileCache(recipe.training.cache_mb), eo_statistics_of(run)
         store = TileStore(folder, train, run.info.preprocessing, eo, cache, inputs)
         batches = make_batches(run, store, eo_jitter=recipe.training.eo_jitter)
         plan = Plan(
             run=run,
-            objective=Objective(network, ignore_index=folder.config.ignore_index),
+            objective=Objective(
+                network,
+                ignore_index=folder.config.ignore_index,
+                supervision=supervision(recipe.training, folder, train, progress=progress),
+            ),
             batches=batches,
             validation=replace(store, pairs=val),
             schedule=make_schedule(run, batches, ramp=0),
@@ -141,13 +149,13 @@ def train_student(
         run = Run(out, recipe, run_info(folder, kind="student", preprocessing=preprocessing, **hashes))
     if source is not None:
         refuse_other_sar(source, run.info.preprocessing)
-    with reproducible(fabric.device, recipe.training.seed):
+    with reproducible(fabric.device, recipe.training.seed, deterministic=recipe.training.deterministic):
         network = run.untrained_network(pretrained=recipe.network.init == "imagenet")
         expert = None if source is None else source.network()
         if recipe.network.init == "teacher" and expert is not None:
             network.load_state_dict(adapt_bands(expert.state_dict(), network.state_dict()))
         eo = None if source is None else eo_statistics_of(source)
-        plan = student_plan(run, folder, network, expert=expert, eo=eo, unlabelled=joining)
+        plan = student_plan(run, folder, network, expert=expert, eo=eo, unlabelled=joining, progress=progress)
         return execute(plan, fabric, resume=resume, progress=progress, on_epoch=on_epoch)
 
 
@@ -159,6 +167,7 @@ def student_plan(
     expert: HfdNet | None,
     eo: EoStatistics | None,
     unlabelled: Sequence[PairFolder] = (),
+    progress: Progress = silent,
 ) -> Plan:
     """A student's training as its recipe says.
 
@@ -169,6 +178,7 @@ def student_plan(
         expert: The teacher; None when the recipe takes nothing from it.
         eo: How the teacher's input is standardised.
         unlabelled: Folders whose pairs distil, too.
+        progress: Counts pairs, where their labels have to be counted first.
     """
     recipe, preprocessing, tunes = run.recipe, run.info.preprocessing, run.info.qat_sha256 is not None
     train, val = student_pairs(folder, recipe, tell=True)
@@ -181,6 +191,7 @@ def student_plan(
     objective = Objective(
         network,
         ignore_index=folder.config.ignore_index,
+        supervision=supervision(recipe.training, folder, train, progress=progress),
         distillation=_distillation(recipe.distill),
         # After the network, so that one seed gives it the same weights whatever the method.
         hfdm=_projectors(recipe.distill, network, expert),
@@ -214,7 +225,9 @@ def execute(
         trainer.restore()
     else:
         # Not before all is ready: a recipe that cannot be trained leaves no folder in the way of the next.
-        Run.create(plan.run.path, plan.run.recipe, plan.run.info, ranges=ranges)
+        fabric.barrier()
+        if fabric.is_global_zero:
+            Run.create(plan.run.path, plan.run.recipe, plan.run.info, ranges=ranges)
     trainer.fit()
     return plan.run
 

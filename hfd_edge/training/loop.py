@@ -2,70 +2,55 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+import logging
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
-import lightning_fabric
 import torch
 from torch import Tensor
 
-from hfd_edge.config import Recipe
 from hfd_edge.errors import DatasetError, RecipeError
+from hfd_edge.hfdnet.distillation import Pool
 from hfd_edge.hfdnet.fakequant import plain_state
 from hfd_edge.hfdnet.network import HfdNet, Taps
-from hfd_edge.hfdnet.run import Run
 from hfd_edge.progress import Progress
+from hfd_edge.training.average import WeightAverage
 from hfd_edge.training.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from hfd_edge.training.devices import share_norms
 from hfd_edge.training.evaluate import Scorer
 from hfd_edge.training.objective import Objective
-from hfd_edge.training.samples import Batch, Batches, TileStore, prefetched, teacher_pixels
-from hfd_edge.training.schedule import Schedule
+from hfd_edge.training.plan import OnEpoch, Plan
+from hfd_edge.training.pooling import Recorder, across_processes, add_up, pools, still_norms
+from hfd_edge.training.reporter import Reporter
+from hfd_edge.training.samples import Batch, prefetched, teacher_pixels
 
-History = list[dict[str, Any]]
-OnEpoch = Callable[[Path, History], None]
-
-_NEW_KEYS = (("teacher", "inputs"), ("distill", "tolerance_px"), ("distill", "unlabelled"))
-"""Recipe keys, younger than the first checkpoints, whose defaults train as before there were any."""
+_log = logging.getLogger("hfd_edge.training")
 
 _REPORT_EVERY = 10
 """Steps between looks at the loss on a GPU, where each look waits for it."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """All that a training consists of, ready to run.
+class _Inputs(NamedTuple):
+    """Arguments of the objective for one piece of a batch."""
 
-    Attributes:
-        run: Folder that takes the results.
-        objective: Losses around the network.
-        batches: Training batches.
-        validation: Whole labelled tiles of the validation split.
-        schedule: Learning rate and distillation weight by step.
-        teacher: Frozen network that sees EO; None when nothing is distilled.
-        projector_rate: Learning rate of the projectors relative to the network's.
-        start_counts: The weights before the first step may be the best; they are epoch 0.
-    """
-
-    run: Run
-    objective: Objective
-    batches: Batches
-    validation: TileStore
-    schedule: Schedule
-    teacher: HfdNet | None = None
-    projector_rate: float = 1.0
-    start_counts: bool = False
+    pixels: Tensor
+    label: Tensor
+    teacher: Taps | None
+    valid: Tensor | None
+    ramp: float
 
 
 @dataclass
 class Trainer:
-    """Runs a plan to its end, from the beginning or from its last checkpoint."""
+    """Runs a plan to its end, from the beginning or from its last checkpoint.
+
+    Several processes share every batch and the validation; the first alone writes files.
+
+    Raises:
+        RecipeError: the batch has fewer samples than pieces.
+    """
 
     plan: Plan
     progress: Progress
@@ -75,19 +60,23 @@ class Trainer:
     optimizer: torch.optim.Optimizer = field(init=False)
     _model: Any = field(init=False)
     _fabric_optimizer: Any = field(init=False)
+    _average: WeightAverage | None = field(init=False, default=None)
     _best: dict[str, Tensor] = field(init=False, default_factory=dict)
-    _mark: float = field(init=False, default=0.0)
-    _session_seconds: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
-        objective = self.plan.objective.to(memory_format=torch.channels_last)
         training = self.plan.run.recipe.training
+        self._check_pieces()
+        if not self.plan.objective.frozen_norms:
+            share_norms(self.plan.objective, self.fabric)
+        objective = self.plan.objective.to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.AdamW(
             _parameter_groups(objective, training.weight_decay, projector_rate=self.plan.projector_rate),
             lr=training.learning_rate,
             fused=True,
         )
         self._model, self._fabric_optimizer = self.fabric.setup(objective, self.optimizer)
+        if training.ema:
+            self._average = WeightAverage(objective.network, training.ema)
         if self.plan.teacher is not None:
             freeze(self.plan.teacher).to(self.device, memory_format=torch.channels_last)
 
@@ -102,14 +91,18 @@ class Trainer:
         if not path.is_file():
             return
         self.state, self._best = load_checkpoint(
-            path, model=self.plan.objective, optimizer=self.optimizer, identity=self.state.identity
+            path,
+            model=self.plan.objective,
+            optimizer=self.optimizer,
+            identity=self.state.identity,
+            average=None if self._average is None else self._average.tensors,
         )
         if self.state.scaler:
             self.fabric.strategy.precision.load_state_dict(self.state.scaler)
-        if self._best:
+        if self._best and self.fabric.is_global_zero:
             # A kill right after the checkpoint leaves the other files an epoch behind, or missing.
             self.plan.run.save_best(self._best)
-            self._publish()
+            self._reporter().publish()
 
     def fit(self) -> None:
         """Run the steps that are left.
@@ -119,53 +112,81 @@ class Trainer:
             DatasetError: a file is faulty, or no training or no validation pixel has a label.
             StorageError: a checkpoint cannot be written; the last one is whole.
         """
-        first, total = self.state.step, self.plan.schedule.total
-        every, length = self.plan.run.recipe.training.checkpoint_every, self.plan.batches.steps_per_epoch
-        sums = self._sums()
-        self._mark = time.perf_counter()
+        length, every = self.plan.batches.steps_per_epoch, self.plan.run.recipe.training.checkpoint_every
+        reporter = self._reporter()
+        sums = reporter.sums()
+        steps = range(self.state.step, self.plan.schedule.total)
+        if steps and (ended := reporter.ended()):
+            if self.fabric.is_global_zero:
+                _log.warning("%s has stopped: %s. There is nothing to go on with.", self.plan.run.path, ended)
+            steps = range(0)
+        reporter.start()
         if self.plan.start_counts and self.state.step == 0:
             self._keep_if_best(0, self._validate())
-            self.plan.run.save_best(self._best)
+            self._save_best()
         self._model.train()
-        for step, batch in prefetched(self.plan.batches, range(first, total)):
-            sums += self._step(step, batch)
+        for step, pieces in prefetched(self._pieces, steps):
+            sums += self._step(step, pieces)
             self.state.step = step + 1
             ends_epoch = self.state.step % length == 0
             saves = ends_epoch or self.state.step % every == 0
             if saves or self.device.type == "cpu" or self.state.step % _REPORT_EVERY == 0:
-                self._report(sums, first)
+                reporter.report(sums)
             if saves:
-                self._lap(training=True)
+                reporter.lap(training=True)
                 if ends_epoch:
-                    self._end_epoch(sums)
-                self._save(ends_epoch)
-                self._lap(training=False)
+                    self._end_epoch(reporter, sums)
+                self._save(reporter, ends_epoch)
+                reporter.lap(training=False)
+                if ends_epoch and reporter.ended():
+                    break
+        self.fabric.barrier()  # whoever reads the run's files afterwards finds them
 
-    def _lap(self, *, training: bool) -> None:
-        """Book the time since the last lap."""
-        now = time.perf_counter()
-        self.state.seconds += now - self._mark
-        if training:
-            self.state.training_seconds += now - self._mark
-            self._session_seconds += now - self._mark
-        self._mark = now
+    def _reporter(self) -> Reporter:
+        return Reporter(self.plan, self.state, self.progress, self.on_epoch, self.device)
 
-    def _step(self, step: int, batch: Batch) -> Tensor:
-        """One update; the losses as one float64 vector on the device."""
-        torch.manual_seed(_step_seed(self.plan.run.recipe.training.seed, step))
-        batch = self.fabric.to_device(batch)
+    def _check_pieces(self) -> None:
+        accumulate, processes = self.plan.run.recipe.training.accumulate, self.fabric.world_size
+        if self.plan.batches.batch < accumulate * processes:
+            raise RecipeError(
+                f"training.batch is {self.plan.batches.batch}, too few for {processes} processes with "
+                f"training.accumulate = {accumulate}, each of which takes a sample at least. Raise it, or "
+                "start fewer processes."
+            )
+
+    def _pieces(self, step: int) -> list[Batch]:
+        """This process' share of a step's batch, in as many pieces as the recipe wants."""
+        count = self.plan.run.recipe.training.accumulate
+        first, total = self.fabric.global_rank * count, self.fabric.world_size * count
+        return [self.plan.batches.piece(step, first + index, total) for index in range(count)]
+
+    def _step(self, step: int, pieces: Sequence[Batch]) -> Tensor:
+        """One update; the losses of the whole batch as one float64 vector on the device."""
+        processes, last = self.fabric.world_size, len(pieces) - 1
         for group in self.optimizer.param_groups:
             group["lr"] = self.plan.schedule.rate(step) * group["relative_rate"]
-        pixels = batch.sar
-        if self.plan.run.info.kind == "teacher":
-            pixels = teacher_pixels(batch, bands=self.plan.run.info.bands)
-        losses = self._model(
-            pixels, batch.label, self._teach(batch), batch.valid, self.plan.schedule.distillation(step)
-        )
+        inputs = [self._inputs(piece, step) for piece in pieces]
+        pools = self._pools(inputs, step)
         self._fabric_optimizer.zero_grad(set_to_none=True)
-        self.fabric.backward(losses["loss"])
+        losses: dict[str, Tensor] = {}
+        for index, (given, pool) in enumerate(zip(inputs, pools, strict=True)):
+            self._seed(step, index)
+            with self._without_sync(processes > 1 and index < last):
+                losses = self._model(*given, pool)
+                # Gradients are averaged over processes, but each is a share of the whole.
+                self.fabric.backward(losses["loss"] * processes if processes > 1 else losses["loss"])
         self._fabric_optimizer.step()
-        return torch.stack([losses[name].detach().double() for name in self._names])
+        if self._average is not None:
+            self._average.update(step)
+        return torch.stack([losses[name].detach().double() for name in ("loss", *self.plan.objective.terms)])
+
+    def _inputs(self, piece: Batch, step: int) -> _Inputs:
+        piece = self.fabric.to_device(piece)
+        pixels = piece.sar
+        if self.plan.run.info.kind == "teacher":
+            pixels = teacher_pixels(piece, bands=self.plan.run.info.bands)
+        ramp = self.plan.schedule.distillation(step)
+        return _Inputs(pixels, piece.label, self._teach(piece), piece.valid, ramp)
 
     def _teach(self, batch: Batch) -> Taps | None:
         if self.plan.teacher is None:
@@ -174,65 +195,48 @@ class Trainer:
         with torch.no_grad(), self.fabric.autocast():
             return self.plan.teacher.taps(teacher_pixels(batch, bands=self.plan.teacher.bands))
 
-    @property
-    def _names(self) -> tuple[str, ...]:
-        return ("loss", *self.plan.objective.terms)
+    def _pools(self, inputs: Sequence[_Inputs], step: int) -> Sequence[Pool | None]:
+        """What makes the losses of each piece those of the whole batch; see `pooling`."""
+        if len(inputs) == 1:
+            return [across_processes if self.fabric.world_size > 1 else None]
+        recorders = [Recorder() for _ in inputs]
+        with torch.no_grad(), still_norms(self.plan.objective), self.fabric.autocast():
+            for index, (given, recorder) in enumerate(zip(inputs, recorders, strict=True)):
+                self._seed(step, index)
+                self.plan.objective(*given, recorder)
+        return pools(recorders)
 
-    def _sums(self) -> Tensor:
-        """Sums of the losses over the epoch under way, from the state."""
-        values = [self.state.sums.get(name, 0.0) for name in self._names]
-        return torch.tensor(values, dtype=torch.float64, device=self.device)
+    def _seed(self, step: int, index: int) -> None:
+        """Random numbers (dropout of some encoders) of a piece, so that none depend on the past."""
+        training = self.plan.run.recipe.training
+        piece = self.fabric.global_rank * training.accumulate + index
+        torch.manual_seed((training.seed * 1_000_003 + step + (piece << 40)) % (1 << 63))
 
-    def _report(self, sums: Tensor, first: int) -> None:
-        """Take the sums over from the device, check them, and tell how far the training is."""
-        self.state.sums = dict(zip(self._names, sums.tolist(), strict=True))
-        step, length, total = self.state.step, self.plan.batches.steps_per_epoch, self.plan.schedule.total
-        loss = self.state.sums["loss"]
-        if not math.isfinite(loss):
-            section = "training" if self.plan.run.info.qat_sha256 is None else "qat"
-            raise RecipeError(
-                f"The loss is {loss} at step {step} of {total}: training has diverged. Lower "
-                f'{section}.learning_rate, or set training.precision = "32-true"; the last checkpoint is '
-                "untouched."
-            )
-        spent = self._session_seconds + time.perf_counter() - self._mark
-        rate = (step - first) * self.plan.batches.batch / max(spent, 1e-9)
-        epoch = (step - 1) // length
-        score = f" mIoU {self.state.history[-1]['miou']:.3f}" if self.state.history else ""
-        text = f"{self.plan.run.info.kind} epoch {epoch + 1}/{total // length}"
-        self.progress(
-            step, total, f"{text} loss {loss / (step - epoch * length):.3f}{score} {rate:.0f} img/s"
-        )
+    def _without_sync(self, off: bool) -> AbstractContextManager[Any]:
+        """Gradients of all but the last piece stay in the process."""
+        return self.fabric.no_backward_sync(self._model) if off else nullcontext()
 
-    def _end_epoch(self, sums: Tensor) -> None:
+    def _end_epoch(self, reporter: Reporter, sums: Tensor) -> None:
         """Validate, keep the weights if they are the best, add a row to the history."""
         self._check_learned()
-        length = self.plan.batches.steps_per_epoch
-        epoch = self.state.step // length
         scores = self._validate()
-        self.state.history.append(
-            {
-                "epoch": epoch,
-                "step": self.state.step,
-                "lr": self.plan.schedule.rate(self.state.step - 1),
-                "miou": scores["miou"],
-                "iou": scores["iou"],
-                **{name: total / length for name, total in self.state.sums.items()},
-            }
-        )
-        self.state.sums = {}
-        sums.zero_()
-        self._keep_if_best(epoch, scores)
+        reporter.add_row(scores, sums)
+        self._keep_if_best(self.state.history[-1]["epoch"], scores)
 
     def _keep_if_best(self, epoch: int, scores: dict[str, Any]) -> None:
         if self.state.best is None or scores["miou"] > self.state.best["miou"]:
             self.state.best = {"epoch": epoch, **scores}
-            weights = plain_state(self.plan.objective.network.state_dict())
-            self._best = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+            with self._kept_weights():
+                weights = plain_state(self.plan.objective.network.state_dict())
+                self._best = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+
+    def _kept_weights(self) -> AbstractContextManager[None]:
+        """The network as it is validated and saved: with the average of its weights, if there is one."""
+        return nullcontext() if self._average is None else self._average.in_place()
 
     def _check_learned(self) -> None:
         """Refuse labels that are all unknown: the cross-entropy of an epoch is then 0, not merely small."""
-        if self.state.history or self.state.sums["ce"] != 0 or "logits" in self._names:
+        if self.state.history or self.state.sums["ce"] != 0 or "logits" in self.plan.objective.terms:
             return
         raise DatasetError(
             f"No training pixel of {self.plan.batches.store.folder.root} has a label: the crops of the first "
@@ -240,13 +244,21 @@ class Trainer:
         )
 
     def _validate(self) -> dict[str, Any]:
-        training = self.plan.run.recipe.training
-        # Evaluation keeps no activations, so four times a training batch fits.
-        scorer = Scorer(self.plan.validation, self.device, 4 * training.batch * training.crop_px**2)
+        training, rank, processes = self.plan.run.recipe.training, *self._place()
+        store = replace(self.plan.validation, pairs=self.plan.validation.pairs[rank::processes])
+        # Evaluation keeps no activations, so four times a piece of a training batch fits.
+        piece = max(training.batch // (training.accumulate * processes), 1)
+        scorer = Scorer(store, self.device, 4 * piece * training.crop_px**2)
+        network = self.plan.objective.network
         self._model.eval()
-        with self.fabric.autocast():
-            scores = scorer(self.plan.objective.network, text="validation").scores()
+        with self._kept_weights(), self.fabric.autocast():
+            if processes > 1:
+                _agree(network)
+            confusion = scorer(network, text="validation")
         self._model.train()
+        seen = add_up(torch.tensor([*confusion.counts.ravel(), confusion.tiles], device=self.device)).tolist()
+        confusion.counts.flat[:], confusion.tiles = seen[:-1], seen[-1]
+        scores = confusion.scores()
         if scores["pixels"] == 0:
             raise DatasetError(
                 f"No validation pixel of {self.plan.validation.folder.root} has a label, so no epoch can be "
@@ -254,83 +266,32 @@ class Trainer:
             )
         return scores
 
-    def _save(self, epoch_ended: bool) -> None:
+    def _save(self, reporter: Reporter, epoch_ended: bool) -> None:
         precision = self.fabric.strategy.precision
         self.state.scaler = dict(precision.state_dict()) if getattr(precision, "scaler", None) else {}
+        if not self.fabric.is_global_zero:
+            return
         save_checkpoint(
             self.plan.run.checkpoint_path,
             model=self.plan.objective,
             optimizer=self.optimizer,
             best=self._best,
             state=self.state,
+            average=None if self._average is None else self._average.tensors,
         )
-        if not epoch_ended:
-            return
-        assert self.state.best is not None
-        if self.state.best["epoch"] == self.state.history[-1]["epoch"]:
+        if epoch_ended:
+            assert self.state.best is not None
+            if self.state.best["epoch"] == self.state.history[-1]["epoch"]:
+                self._save_best()
+            reporter.publish()
+
+    def _save_best(self) -> None:
+        if self.fabric.is_global_zero:
             self.plan.run.save_best(self._best)
-        self._publish()
 
-    def _publish(self) -> None:
-        """Write metrics.json and call `on_epoch`, if an epoch has ended."""
-        self._write_metrics()
-        if self.on_epoch is not None and self.state.history:
-            self.on_epoch(self.plan.run.path, self.state.history)
-
-    def _write_metrics(self) -> None:
-        state, best = self.state, dict(self.state.best or {})
-        images = state.step * self.plan.batches.batch
-        self.plan.run.save_metrics(
-            {
-                "kind": self.plan.run.info.kind,
-                "best_epoch": best.pop("epoch"),
-                **best,
-                "epochs": len(state.history),
-                "steps": state.step,
-                "seconds": round(state.seconds, 3),
-                "images_per_second": round(images / max(state.training_seconds, 1e-9), 3),
-                "device": device_name(self.device),
-                "precision": self.plan.run.recipe.training.precision,
-                "history": state.history,
-            }
-        )
-
-
-def make_fabric(precision: str) -> Any:
-    """A Fabric on the GPU where there is one, else on the CPU.
-
-    Raises:
-        RecipeError: the precision needs a GPU.
-    """
-    cuda = torch.cuda.is_available()
-    if precision == "16-mixed" and not cuda:
-        raise RecipeError(
-            'training.precision is "16-mixed", which needs an NVIDIA GPU, and none is available. Set '
-            '"bf16-mixed" or "32-true".'
-        )
-    return lightning_fabric.Fabric(accelerator="cuda" if cuda else "cpu", devices=1, precision=precision)
-
-
-@contextmanager
-def reproducible(device: torch.device, seed: int) -> Iterator[None]:
-    """Seed torch for the block, deterministic on a CPU; the caller's settings come back afterwards.
-
-    GPUs stay free to choose faster algorithms: some operators here have no deterministic form there.
-    """
-    before = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        try:
-            if device.type == "cpu":
-                torch.use_deterministic_algorithms(True)
-                torch.utils.deterministic.fill_uninitialized_memory = False  # costs a pass over all memory
-            yield
-        finally:
-            torch.use_deterministic_algorithms(before, warn_only=warn_only)
-            torch.utils.deterministic.fill_uninitialized_memory = fill
+    def _place(self) -> tuple[int, int]:
+        """Number of this process, and of all."""
+        return self.fabric.global_rank, self.fabric.world_size
 
 
 def freeze(network: HfdNet) -> HfdNet:
@@ -338,44 +299,10 @@ def freeze(network: HfdNet) -> HfdNet:
     return network.eval().requires_grad_(False)
 
 
-def identity_of(run: Run) -> str:
-    """Hash of what a checkpoint must agree with: recipe, data, teacher, where QAT started; hex."""
-    recipe = training_keys(run.recipe, qat=run.info.qat_sha256 is not None)
-    content: dict[str, Any] = {
-        "kind": run.info.kind,
-        "recipe": _without_new_defaults(recipe),
-        "data": run.info.data_sha256,
-        "teacher": run.info.teacher_sha256,
-    }
-    if run.info.unlabelled_sha256:
-        content["unlabelled"] = run.info.unlabelled_sha256
-    if run.info.qat_sha256 is not None:
-        content["qat"] = run.info.qat_sha256
-    if run.info.arch is not None:
-        content["arch"] = run.info.arch
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def device_name(device: torch.device) -> str:
-    """A device in words, for reports."""
-    if device.type == "cuda":
-        return str(torch.cuda.get_device_name(device))
-    return f"CPU, {torch.get_num_threads()} threads"
-
-
-def training_keys(recipe: Recipe, *, qat: bool) -> dict[str, Any]:
-    """The recipe as plain values; without what only quantisation-aware training reads, unless `qat`."""
-    return recipe.model_dump(mode="json", exclude=None if qat else {"qat"})
-
-
-def _without_new_defaults(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what checkpoints of earlier versions did not hash, where it changes nothing."""
-    kept = {section: dict(keys) if isinstance(keys, dict) else keys for section, keys in recipe.items()}
-    defaults = Recipe().model_dump(mode="json")
-    for section, key in _NEW_KEYS:
-        if kept[section][key] == defaults[section][key]:
-            del kept[section][key]
-    return {section: keys for section, keys in kept.items() if keys != {}}
+def _agree(network: torch.nn.Module) -> None:
+    """Take the first process' tensors: statistics of batch normalisation are each process' own."""
+    for tensor in network.state_dict().values():
+        torch.distributed.broadcast(tensor, 0)
 
 
 def _parameter_groups(
@@ -390,8 +317,3 @@ def _parameter_groups(
         groups.append({"params": kernels, "weight_decay": weight_decay, "relative_rate": rate})
         groups.append({"params": others, "weight_decay": 0.0, "relative_rate": rate})
     return [group for group in groups if group["params"]]
-
-
-def _step_seed(seed: int, step: int) -> int:
-    """Seed of a step's random numbers (dropout of some encoders), so that none depend on the past."""
-    return (seed * 1_000_003 + step) % (1 << 63)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from hfd_edge.hfdnet.baselines import Baseline
 from hfd_edge.hfdnet.distillation import (
     Comparison,
     Hfdm,
+    Pool,
     Temperatures,
     distillation_losses,
     segmentation_losses,
@@ -36,6 +38,19 @@ class Distillation:
     correct_only: bool = False
 
 
+@dataclass(frozen=True)
+class Supervision:
+    """How pixels count in the cross-entropy; see `hfd_edge.hfdnet.distillation.segmentation_losses`.
+
+    Attributes:
+        class_weights: One a class; None is 1 for all.
+        focal_gamma: 0 is plain cross-entropy.
+    """
+
+    class_weights: tuple[float, ...] | None = None
+    focal_gamma: float = 0.0
+
+
 class Objective(nn.Module):
     """L = CE + Dice + ramp * sum of weighted distillation terms.
 
@@ -50,6 +65,7 @@ class Objective(nn.Module):
         network: HfdNet | Baseline,
         *,
         ignore_index: int,
+        supervision: Supervision = Supervision(),
         distillation: Distillation = Distillation(),
         hfdm: Hfdm | None = None,
         frozen_norms: bool = False,
@@ -59,6 +75,10 @@ class Objective(nn.Module):
         self.network = network
         self.hfdm = hfdm
         self._ignore_index = ignore_index
+        self._focal_gamma = supervision.focal_gamma
+        weights = supervision.class_weights
+        # A buffer follows the network to its device; the recipe and the data say its values, no checkpoint.
+        self.register_buffer("_weights", None if weights is None else torch.tensor(weights), persistent=False)
         self._distillation = distillation
 
     def train(self, mode: bool = True) -> Objective:
@@ -76,7 +96,13 @@ class Objective(nn.Module):
         return ("ce", "dice", *self._distillation.weights)
 
     def forward(
-        self, pixels: Tensor, label: Tensor, teacher: Taps | None, valid: Tensor | None, ramp: float
+        self,
+        pixels: Tensor,
+        label: Tensor,
+        teacher: Taps | None,
+        valid: Tensor | None,
+        ramp: float,
+        pool: Pool | None = None,
     ) -> dict[str, Tensor]:
         """Compute all losses of a batch.
 
@@ -87,13 +113,22 @@ class Objective(nn.Module):
             valid: bool (batch, rows, cols), where SAR has data and the pair has EO; None for everywhere.
                 Nothing is distilled elsewhere: what one of both does not see it can neither teach nor learn.
             ramp: Factor of the distillation terms, 0 to 1.
+            pool: When the batch is a piece of a larger one, sums over all of that; the losses are then those
+                of the larger one, their gradient is this piece's share.
         Returns:
             "loss" (their weighted sum) and each unweighted term.
         """
         # Baselines have no taps: nothing is distilled into them.
         taps = None if teacher is None else self.network.taps(pixels)
         logits = self.network(pixels) if taps is None else taps.logits
-        losses = segmentation_losses(logits, label, ignore_index=self._ignore_index)
+        losses = segmentation_losses(
+            logits,
+            label,
+            ignore_index=self._ignore_index,
+            class_weights=self._weights,
+            focal_gamma=self._focal_gamma,
+            pool=pool,
+        )
         total = losses["ce"] + losses["dice"]
         settings = self._distillation
         if settings.weights and taps is not None and teacher is not None:
@@ -109,6 +144,7 @@ class Objective(nn.Module):
                 temperatures=settings.temperatures,
                 comparison=settings.comparison,
                 mask=mask,
+                pool=pool,
             )
             for term, loss in distilled.items():
                 total = total + ramp * settings.weights[term] * loss

@@ -11,11 +11,12 @@ import numpy as np
 
 from hfd_edge.config import Recipe, TeacherRecipe
 from hfd_edge.datasets.folder import PairFolder
+from hfd_edge.environment import commit
 from hfd_edge.errors import CheckpointError, RecipeError, StorageError
 from hfd_edge.hfdnet.network import MULTIPLE_PX
-from hfd_edge.hfdnet.run import RECIPE_NAME, Run, RunInfo, code_revision, now, package_versions
+from hfd_edge.hfdnet.run import RECIPE_NAME, Run, RunInfo, now, package_versions
 from hfd_edge.sar.preprocessing import Preprocessing
-from hfd_edge.training.loop import training_keys
+from hfd_edge.training.identity import training_keys
 from hfd_edge.training.samples import Augmentation, Batches, TileStore, Unlabelled
 from hfd_edge.training.schedule import Schedule
 
@@ -28,11 +29,12 @@ def make_batches(
 ) -> Batches:
     """The run's augmented batches of a store. Raises RecipeError."""
     training = run.recipe.training
-    if training.batch == 1 and training.crop_px == MULTIPLE_PX:
+    if training.batch < 2 * training.accumulate and training.crop_px == MULTIPLE_PX:
+        pieces = "" if training.accumulate == 1 else f" in {training.accumulate} pieces"
         raise RecipeError(
-            f"training.batch is 1 and training.crop_px {MULTIPLE_PX}: the coarsest map is then a single "
-            "cell, which batch normalisation cannot standardise. Set training.batch to at least 2, or "
-            f"training.crop_px to at least {2 * MULTIPLE_PX}."
+            f"training.batch is {training.batch}{pieces} and training.crop_px {MULTIPLE_PX}: the coarsest "
+            "map is then a single cell, which batch normalisation cannot standardise. Set training.batch to "
+            f"at least {2 * training.accumulate}, or training.crop_px to at least {2 * MULTIPLE_PX}."
         )
     augmentation = Augmentation(
         crop_px=training.crop_px,
@@ -169,7 +171,7 @@ def run_info(
             *(["nvidia-modelopt"] if fields.get("qat_sha256") else []),
             *(["segmentation-models-pytorch"] if fields.get("arch") else []),
         ),
-        commit=code_revision(),
+        commit=commit(),
         created=now(),
         **fields,
     )

@@ -20,10 +20,11 @@ from hfd_edge.hfdnet.fakequant import PURPOSE, activation_ranges, add_quantisers
 from hfd_edge.hfdnet.network import MULTIPLE_PX, HfdNet
 from hfd_edge.hfdnet.run import RECIPE_NAME, Run
 from hfd_edge.progress import Progress, silent
+from hfd_edge.training.devices import make_fabric, reproducible
 from hfd_edge.training.evaluate import eo_statistics_of
 from hfd_edge.training.fit import execute, student_plan
-from hfd_edge.training.loop import OnEpoch, make_fabric, reproducible
 from hfd_edge.training.pairs import student_pairs
+from hfd_edge.training.plan import OnEpoch
 from hfd_edge.training.preparation import (
     differences,
     open_teacher,
@@ -95,7 +96,7 @@ def train_qat(
         refuse_existing(out)
         info = run_info(folder, kind="student", preprocessing=student.info.preprocessing, **hashes)
         run = Run(out, recipe, info)
-    with reproducible(fabric.device, recipe.training.seed):
+    with reproducible(fabric.device, recipe.training.seed, deterministic=recipe.training.deterministic):
         network = student.network().to(fabric.device)
         fold_norms(network)
         # Not measured again: on another machine they would differ in the last bit.
@@ -103,7 +104,7 @@ def train_qat(
         assert ranges is not None  # the run says that it was trained with quantisers
         add_quantisers(network, ranges)
         expert, eo = (None, None) if source is None else (source.network(), eo_statistics_of(source))
-        plan = student_plan(run, folder, network, expert=expert, eo=eo)
+        plan = student_plan(run, folder, network, expert=expert, eo=eo, progress=progress)
         return execute(plan, fabric, resume=resume, progress=progress, on_epoch=on_epoch, ranges=ranges)
 
 

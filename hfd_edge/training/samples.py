@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from hfd_edge.datasets.layout import Pair
 from hfd_edge.sar.preprocessing import Preprocessing
 
 Array = NDArray[Any]
+Prepared = TypeVar("Prepared")
 
 _LABELLED, _UNLABELLED = (0, 1), (2, 3)
 """Streams of random numbers, for the order of pairs and for their augmentation: a seed, one of these, and a
@@ -221,19 +222,26 @@ class Batches:
 
     def __call__(self, step: int) -> Batch:
         """The batch of a step (from 0); equal calls give equal bits."""
-        samples = self._samples(self.store, step, self.batch, _LABELLED)
+        return self.piece(step, 0, 1)
+
+    def piece(self, step: int, index: int, count: int) -> Batch:
+        """One of the `count` pieces of a step's batch, which differ by one sample at most."""
+
+        def places(batch: int) -> range:
+            begin, end = (part * batch // count for part in (index, index + 1))
+            return range(step * batch + begin, step * batch + end)
+
+        samples = self._samples(self.store, places(self.batch), _LABELLED)
         if self.unlabelled is not None:
-            joining = self._samples(self.unlabelled.store, step, self.unlabelled.batch, _UNLABELLED)
+            joining = self._samples(self.unlabelled.store, places(self.unlabelled.batch), _UNLABELLED)
             samples += [
                 replace(sample, label=np.full_like(sample.label, self.augmentation.ignore_index))
                 for sample in joining
             ]
         return collate(samples, eo_bands=self.store.eo_bands)
 
-    def _samples(self, tiles: Tiles, step: int, count: int, streams: tuple[int, int]) -> list[Sample]:
-        return [
-            self._sample(tiles, position, streams) for position in range(step * count, (step + 1) * count)
-        ]
+    def _samples(self, tiles: Tiles, places: range, streams: tuple[int, int]) -> list[Sample]:
+        return [self._sample(tiles, position, streams) for position in places]
 
     def _sample(self, tiles: Tiles, position: int, streams: tuple[int, int]) -> Sample:
         epoch, index = divmod(position, len(tiles))
@@ -280,7 +288,7 @@ def images(pixels: Array) -> Tensor:
     return torch.from_numpy(pixels).contiguous(memory_format=torch.channels_last)
 
 
-def prefetched(batches: Callable[[int], Batch], steps: Iterable[int]) -> Iterator[tuple[int, Batch]]:
+def prefetched(batches: Callable[[int], Prepared], steps: Iterable[int]) -> Iterator[tuple[int, Prepared]]:
     """Yield (step, batch), preparing the next batch in a thread while the caller computes."""
     ahead = iter(steps)
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:

@@ -13,6 +13,7 @@ from hfd_edge.config import DatasetConfig, read_toml, write_toml
 from hfd_edge.datasets.folder import PairFolder
 from hfd_edge.errors import DatasetError
 from hfd_edge.hfdnet.run import Run
+from hfd_edge.metrics import Details
 from hfd_edge.raster.image import write_image
 from hfd_edge.training.evaluate import evaluate_run, predict_labels
 from hfd_edge.training.fit import train_student, train_teacher
@@ -132,3 +133,52 @@ def test_a_split_without_labels_is_refused(runs, pairs: Path, tmp_path: Path) ->
     shutil.rmtree(tmp_path / "data" / "test" / "label")
     with pytest.raises(DatasetError, match=r"Split 'test' .* no labelled pixel for a student \(0 pairs"):
         evaluate_run(runs["student"], PairFolder.open(tmp_path / "data"))
+
+
+def test_confidences_against_a_plain_softmax(runs, folder: PairFolder) -> None:
+    """ECE and outlines of a split, and the labels and counts of tiles, computed another way."""
+    run = runs["student"]
+    details, counts = Details(folder.config.classes), {}
+    scores = evaluate_run(run, folder, details=details, counts=counts)
+    plain = evaluate_run(run, folder)
+    assert set(plain) < set(scores)
+    assert all(scores[name] == plain[name] for name in plain), "confidences change no label"
+    assert np.array_equal(sum(counts.values()), scores["confusion"])
+    network, right, sure = run.network(), [], []
+    for pair in folder.pairs("test"):
+        pixels, valid = run.info.preprocessing(folder.load_sar(pair))
+        padded = np.pad(pixels, ((0, 0), (0, 16), (0, 16)), mode="edge")
+        with torch.no_grad():
+            logits = torch.nn.functional.interpolate(
+                network(torch.from_numpy(padded)[None]), scale_factor=4.0, mode="bilinear"
+            )
+        best = logits.softmax(1).max(1)
+        truth = folder.load_label(pair)
+        known = valid & (truth != 255)
+        right.append((best.indices[0, :80, :80].numpy() == truth)[known])
+        sure.append(best.values[0, :80, :80].numpy()[known])
+    right, sure = np.concatenate(right), np.concatenate(sure)
+    bins = np.ceil(sure * 15)
+    expected = sum(
+        abs(right[bins == b].mean() - sure[bins == b].mean()) * (bins == b).mean() for b in set(bins)
+    )
+    assert scores["ece"] == pytest.approx(expected, abs=2e-3)
+    assert scores["ece"] > 0.01  # otherwise the line above says little
+
+
+def test_a_pixel_without_data_has_no_confidence(runs, pairs: Path, tmp_path: Path) -> None:
+    shutil.copytree(pairs, tmp_path / "data")
+    folder = PairFolder.open(tmp_path / "data")
+    for pair in folder.pairs("test"):
+        sar = folder.load_sar(pair)
+        sar[:, :40] = 0.0
+        write_image(pair.sar, sar)
+    details = Details(folder.config.classes)
+    scores = evaluate_run(runs["student"], folder, details=details)
+    assert details.calibration.pixels.sum() == scores["pixels"] - sum(row[-1] for row in scores["confusion"])
+    assert sum(row[-1] for row in scores["confusion"]) > 1000
+
+
+def test_a_teacher_is_calibrated_too(runs, folder: PairFolder) -> None:
+    scores = evaluate_run(runs["teacher"], folder, details=Details(folder.config.classes))
+    assert 0 <= scores["ece"] <= 1

@@ -22,7 +22,7 @@ from hfd_edge.hfdnet.fakequant import quantised_convolutions
 from hfd_edge.hfdnet.run import Run, read_tensors
 from hfd_edge.training.evaluate import Scorer, evaluate_run
 from hfd_edge.training.fit import train_student, train_teacher
-from hfd_edge.training.loop import identity_of
+from hfd_edge.training.identity import identity_of
 from hfd_edge.training.qat import quantised_network, train_qat
 from hfd_edge.training.samples import TileCache, TileStore
 
