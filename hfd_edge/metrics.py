@@ -1,10 +1,12 @@
-"""Segmentation accuracy from one confusion matrix over a whole split."""
+"""Segmentation accuracy over a whole split: from one confusion matrix, near outlines, and of confidences."""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+_ROUNDING = 1e-5  # a softmax in float32 may add up to slightly more than 1
 
 
 class Confusion:
@@ -60,8 +62,17 @@ class Confusion:
     @property
     def miou(self) -> float:
         """Mean IoU over the classes that occur; 0 when none does."""
-        present = [value for value in self.iou.values() if value is not None]
-        return float(np.mean(present)) if present else 0.0
+        return _mean(self.iou)
+
+    @property
+    def f1(self) -> dict[str, float | None]:
+        """F1 (Dice) per class, 0 to 1: 2 IoU / (1 + IoU); None where `iou` is."""
+        return {name: None if iou is None else 2 * iou / (1 + iou) for name, iou in self.iou.items()}
+
+    @property
+    def mf1(self) -> float:
+        """Mean F1 over the classes that occur; 0 when none does."""
+        return _mean(self.f1)
 
     @property
     def accuracy(self) -> float:
@@ -130,8 +141,115 @@ class BoundaryConfusion:
     @property
     def miou(self) -> float:
         """Mean boundary IoU over the classes that have an outline; 0 when none has."""
-        present = [value for value in self.iou.values() if value is not None]
-        return float(np.mean(present)) if present else 0.0
+        return _mean(self.iou)
+
+
+class Calibration:
+    """How far confidences are from the share of labels that are right, over a whole split.
+
+    Pixels are sorted into bins of equal width by the confidence in the label that they were given; three
+    sums of each bin are kept, so a split of any size takes no memory.
+
+    Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, eqs. 3 and 5; 15 bins as there.
+
+    Attributes:
+        pixels: int64 (bins,); pixels of each bin, whose upper bound belongs to it.
+        hits: int64 (bins,); those whose label is right.
+        confidence: float64 (bins,); sum of their confidences.
+    """
+
+    def __init__(self, *, bins: int = 15, ignore_index: int = 255) -> None:
+        if bins < 1:
+            raise ValueError(f"bins is {bins}, expected 1 or more")
+        self.ignore_index = ignore_index
+        self.pixels = np.zeros(bins, np.int64)
+        self.hits = np.zeros(bins, np.int64)
+        self.confidence = np.zeros(bins, np.float64)
+
+    def add(
+        self, truth: NDArray[np.integer], prediction: NDArray[np.integer], confidence: NDArray[np.floating]
+    ) -> None:
+        """Count one tile; three arrays of one shape.
+
+        Args:
+            truth: Class ids; pixels of `ignore_index` are left out.
+            prediction: Class ids that were given.
+            confidence: Probability of the given label, 0 to 1; pixels of NaN (no data) are left out.
+        Raises:
+            ValueError: shapes differ, or a confidence is no probability.
+        """
+        if not truth.shape == prediction.shape == confidence.shape:
+            raise ValueError(
+                f"truth {truth.shape}, prediction {prediction.shape} and confidence {confidence.shape} "
+                "differ in shape"
+            )
+        known = (truth != self.ignore_index) & ~np.isnan(confidence)
+        values = confidence[known].astype(np.float64)
+        if values.size and not (values.min() >= 0 and values.max() <= 1 + _ROUNDING):
+            raise ValueError(
+                f"confidences reach from {values.min():.4g} to {values.max():.4g}, expected probabilities "
+                "from 0 to 1; give the softmax of logits"
+            )
+        size = len(self.pixels)
+        places = np.clip(np.ceil(values * size).astype(np.int64) - 1, 0, size - 1)
+        self.pixels += np.bincount(places, minlength=size)
+        self.hits += np.bincount(places[truth[known] == prediction[known]], minlength=size)
+        self.confidence += np.bincount(places, weights=values, minlength=size)
+
+    @property
+    def ece(self) -> float | None:
+        """Expected calibration error, 0 to 1; None before any pixel was counted."""
+        total = int(self.pixels.sum())
+        return float(np.abs(self.hits - self.confidence).sum() / total) if total else None
+
+
+class Details:
+    """What an evaluation measures beside the confusion matrix, which every validation counts, too.
+
+    Attributes:
+        boundary: Scores near outlines.
+        calibration: Of the confidences that were given; empty without any.
+    """
+
+    def __init__(self, classes: tuple[str, ...], *, ignore_index: int = 255) -> None:
+        self.boundary = BoundaryConfusion(classes, ignore_index=ignore_index)
+        self.calibration = Calibration(ignore_index=ignore_index)
+
+    def add(
+        self,
+        truth: NDArray[np.integer],
+        prediction: NDArray[np.integer],
+        confidence: NDArray[np.floating] | None = None,
+    ) -> None:
+        """Count one tile (rows, cols); see `Calibration.add`. Raises ValueError: shapes differ."""
+        self.boundary.add(truth, prediction)
+        if confidence is not None:
+            self.calibration.add(truth, prediction, confidence)
+
+    def scores(self, confusion: Confusion) -> dict[str, object]:
+        """The figures beside `Confusion.scores`, JSON-ready.
+
+        Args:
+            confusion: Of the same tiles.
+        Returns:
+            f1 per class, mf1, boundary_iou per class, boundary_miou, ece (0 to 1; None without confidences),
+            boundary_px, and the confusion counts (classes, classes + 1) as lists: rows are truth, columns
+            what was said, the last one no label.
+        """
+        return {
+            "f1": confusion.f1,
+            "mf1": confusion.mf1,
+            "boundary_iou": self.boundary.iou,
+            "boundary_miou": self.boundary.miou,
+            "boundary_px": self.boundary.distance_px,
+            "ece": self.calibration.ece,
+            "confusion": confusion.counts.tolist(),
+        }
+
+
+def _mean(scores: dict[str, float | None]) -> float:
+    present = [value for value in scores.values() if value is not None]
+    return float(np.mean(present)) if present else 0.0
 
 
 def _inner_band(mask: NDArray[np.bool_], unknown: NDArray[np.bool_], width_px: int) -> NDArray[np.bool_]:

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from hfd_edge.metrics import BoundaryConfusion, Confusion, flipped_share
+from hfd_edge.metrics import BoundaryConfusion, Calibration, Confusion, Details, flipped_share
 
 CLASSES = ("land", "water", "road")
 
@@ -131,3 +131,79 @@ class TestBoundaryConfusion:
             BoundaryConfusion(("a", "b"), distance_px=0)
         with pytest.raises(ValueError, match=r"truth \(4, 4\) and prediction \(4, 5\) differ"):
             BoundaryConfusion(("a", "b")).add(np.zeros((4, 4), np.uint8), np.zeros((4, 5), np.uint8))
+
+
+def test_f1_against_a_plain_count() -> None:
+    rng = np.random.default_rng(3)
+    truth, said = rng.choice([0, 1, 255], (30, 20)), rng.choice([0, 1, 255], (30, 20))
+    confusion = Confusion(CLASSES)
+    confusion.add(truth, said)
+    known = truth != 255
+    expected = {}
+    for label, name in enumerate(CLASSES[:2]):
+        right = (known & (truth == label) & (said == label)).sum()
+        expected[name] = 2 * right / ((known & (truth == label)).sum() + (known & (said == label)).sum())
+    assert confusion.f1 == {**{k: pytest.approx(v) for k, v in expected.items()}, "road": None}
+    assert confusion.mf1 == pytest.approx(np.mean(list(expected.values())))
+
+
+class TestCalibration:
+    """Confidences whose error is known."""
+
+    def test_hand_computed(self) -> None:
+        calibration = Calibration(bins=5)
+        truth = np.array([[0, 0, 0, 0, 255, 1]])
+        said = np.array([[0, 0, 0, 1, 0, 255]])
+        sure = np.array([[0.9, 0.9, 0.7, 0.7, 0.1, np.nan]], np.float32)
+        calibration.add(truth, said, sure)
+        # Two pixels at 0.9, both right; two at 0.7, one right; unknown truth and no data count for nothing.
+        assert calibration.pixels.tolist() == [0, 0, 0, 2, 2]
+        assert calibration.ece == pytest.approx(0.5 * 0.1 + 0.5 * 0.2)
+
+    def test_tiles_add_up_to_the_definition(self) -> None:
+        rng = np.random.default_rng(8)
+        truth, said = rng.integers(0, 3, (6, 40, 40)), rng.integers(0, 3, (6, 40, 40))
+        sure = rng.random((6, 40, 40))
+        sure[0, 0, :3] = (0.0, 1.0, 1 / 3)
+        calibration = Calibration()
+        for tile in zip(truth, said, sure, strict=True):
+            calibration.add(*tile)
+        expected = 0.0
+        for place in range(15):
+            inside = (sure > place / 15) & (sure <= (place + 1) / 15) | ((place == 0) & (sure == 0))
+            error = abs((truth == said)[inside].mean() - sure[inside].mean())
+            expected += inside.sum() / sure.size * error
+        assert calibration.ece == pytest.approx(expected)
+
+    def test_nothing_seen_is_none(self) -> None:
+        calibration = Calibration()
+        assert calibration.ece is None
+        calibration.add(np.array([255]), np.array([0]), np.array([0.5]))
+        assert calibration.ece is None
+
+    def test_faults(self) -> None:
+        one = np.array([0])
+        with pytest.raises(ValueError, match="bins is 0, expected 1 or more"):
+            Calibration(bins=0)
+        with pytest.raises(ValueError, match=r"confidence \(2,\) differ in shape"):
+            Calibration().add(one, one, np.array([0.5, 0.5]))
+        with pytest.raises(ValueError, match=r"from -3 to -3, expected probabilities .* softmax"):
+            Calibration().add(one, one, np.array([-3.0]))
+        with pytest.raises(ValueError, match="to inf, expected probabilities"):
+            Calibration().add(one, one, np.array([np.inf]))
+        Calibration().add(one, one, np.array([1 + 1e-6]))  # a softmax in float32
+
+
+def test_details_are_json_and_agree_with_the_parts() -> None:
+    confusion, details = Confusion(CLASSES), Details(CLASSES)
+    truth = TestBoundaryConfusion.square()
+    said = TestBoundaryConfusion.square(offset=2)
+    for score in (confusion, details):
+        score.add(truth, said)
+    scores = json.loads(json.dumps(details.scores(confusion), allow_nan=False))
+    assert scores["ece"] is None  # no confidences were given
+    assert scores["confusion"] == confusion.counts.tolist()
+    assert scores["boundary_iou"]["road"] is None
+    assert scores["boundary_miou"] < scores["mf1"]
+    assert scores["boundary_px"] == 3
+    assert not set(scores) & set(confusion.scores())

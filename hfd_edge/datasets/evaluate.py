@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hfd_edge.datasets.folder import PairFolder
 from hfd_edge.errors import DatasetError
-from hfd_edge.metrics import Confusion
+from hfd_edge.metrics import Confusion, Details
 from hfd_edge.progress import Progress, silent
 
 Array = NDArray[Any]
@@ -22,6 +22,8 @@ def evaluate(
     *,
     split: str,
     progress: Progress = silent,
+    counts: dict[str, NDArray[np.int64]] | None = None,
+    details: Details | None = None,
 ) -> Confusion:
     """Count truth against prediction over the labelled pairs of a split.
 
@@ -31,6 +33,8 @@ def evaluate(
         folder: Data with labels; pairs without one are left out.
         split: "train", "val" or "test".
         progress: Counts tiles, with the mIoU so far.
+        counts: Takes the confusion counts of each tile, by the pair's name.
+        details: Takes the tiles, for the scores that cost more; without confidences.
     Returns:
         The confusion matrix over the whole split.
     Raises:
@@ -42,7 +46,12 @@ def evaluate(
     for done, pair in enumerate(labelled):
         progress(done, len(labelled), f"evaluate {split} mIoU {confusion.miou:.3f}")
         truth = folder.load_label(pair)
-        confusion.add(truth, predict(folder.load_sar(pair)))
+        labels, before = predict(folder.load_sar(pair)), confusion.counts.copy()
+        confusion.add(truth, labels)
+        if counts is not None:
+            counts[pair.name] = confusion.counts - before
+        if details is not None:
+            details.add(truth, labels)
     if confusion.pixels == 0:
         raise DatasetError(
             f"Split '{split}' of {folder.root} has no labelled pixel ({len(labelled)} label files, all "

@@ -11,6 +11,7 @@ import pytest
 from hfd_edge.datasets.evaluate import evaluate
 from hfd_edge.datasets.folder import PairFolder
 from hfd_edge.errors import DatasetError
+from hfd_edge.metrics import Details
 from hfd_edge.raster.image import write_image
 
 MakeFolder = Callable[..., Path]
@@ -72,3 +73,19 @@ def test_split_without_a_labelled_pixel(make_folder: MakeFolder, remove: bool) -
 def test_prediction_of_another_size(make_folder: MakeFolder) -> None:
     with pytest.raises(ValueError, match=r"truth \(24, 17\) and prediction \(24, 16\) differ"):
         evaluate(lambda sar: np.zeros((24, 16), np.uint8), PairFolder.open(make_folder()), split="val")
+
+
+def test_counts_by_tile_and_details(make_folder: MakeFolder) -> None:
+    folder = PairFolder.open(make_folder())
+    counts: dict[str, np.ndarray] = {}
+    details = Details(folder.config.classes)
+    confusion = evaluate(
+        lambda sar: np.zeros(sar.shape[1:], np.uint8), folder, split="train", counts=counts, details=details
+    )
+    assert list(counts) == [pair.name for pair in folder.pairs("train")]
+    np.testing.assert_array_equal(sum(counts.values()), confusion.counts)
+    pair = folder.pairs("train")[0]
+    truth = folder.load_label(pair)
+    assert counts[pair.name][1, 0] == (truth == 1).sum()
+    assert details.boundary.union.sum() > 0
+    assert details.scores(confusion)["ece"] is None
