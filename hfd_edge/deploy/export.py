@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from hfd_edge.bundle import Bundle, Manifest, Provenance
 from hfd_edge.datasets.folder import PairFolder
+from hfd_edge.deploy.describe import describe_training
 from hfd_edge.deploy.graph import INPUT, OUTPUT, session
 from hfd_edge.deploy.onnx_export import Head, check_parity, export_network
 from hfd_edge.deploy.qat import QAT_RANGES, write_ranges
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 Warp = Literal["grid_sample", "gather"]
 """Export form of the alignment; see `hfdnet.alignment.warp`."""
 MODEL = "model.fp32.onnx"
+CARD = "README.md"
 _GOLDEN_TILES = 3
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
@@ -47,8 +49,8 @@ def export_run(
     Args:
         run: Run folder of a student.
         out: Bundle folder to make; must not exist. Its name without suffix becomes the bundle's name.
-        folder: Data to take golden tiles from; without, the bundle has none, and a device cannot check
-            itself.
+        folder: Data to take golden tiles and statistics of the training images from; without, the bundle
+            has none: a device cannot check itself, and cannot say when a scene is unlike the training data.
         head: "quarter" or "full"; None takes the recipe's.
         tile_px: Side of the tile, a multiple of 32; None takes the recipe's.
         warp: "grid_sample" or "gather", for compilers that lack GridSample (TensorRT before 8.5): the same
@@ -66,9 +68,11 @@ def export_run(
     if out.exists():
         raise StorageError(f"{out} already exists. Choose another --out, or remove it first.")
     require("torch", extra="export", purpose="exporting a model")
+    from hfd_edge.hfdnet.card import model_card
+
     opened = _open_student(Path(run), folder)
     deployed = _with_warp(opened, warp)
-    steps = 3 if folder is None else 4
+    steps = 3 if folder is None else 5
     head = opened.recipe.deploy.head if head is None else head
     tile_px = opened.recipe.deploy.tile_px if tile_px is None else tile_px
     _check_options(head, tile_px)
@@ -81,12 +85,15 @@ def export_run(
         export_network(network, model, bands=bands, tile_px=tile_px, head=head)
         progress(1, steps, "comparing ONNX with the weights")
         difference = check_parity(network, model, bands=bands, tile_px=tile_px, head=head)
-        files: dict[str, bytes | Path] = {MODEL: model}
+        files: dict[str, bytes | Path] = {MODEL: model, CARD: model_card(opened).encode()}
         if (ranges := opened.quantizers()) is not None:
             files[QAT_RANGES] = write_ranges(model, ranges)
         if folder is not None:
             progress(2, steps, "making golden tiles")
             files |= _golden(folder, manifest, model, Path(work))
+            progress(3, steps, "describing the training images")
+            training = describe_training(folder, manifest.preprocessing)
+            manifest = manifest.model_copy(update={"training": training})
         progress(steps - 1, steps, "writing the bundle")
         scores = {key: value for key, value in opened.metrics().items() if isinstance(value, (int, float))}
         metrics: dict[str, Any] = {

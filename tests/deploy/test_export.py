@@ -17,6 +17,7 @@ from hfd_edge.deploy.export import export_run
 from hfd_edge.deploy.graph import load, session
 from hfd_edge.deploy.opset import lower_opset
 from hfd_edge.errors import CheckpointError, DatasetError, ExportError, StorageError
+from hfd_edge.hfdnet.card import model_card
 from hfd_edge.hfdnet.network import perturb_flow
 from hfd_edge.hfdnet.run import Run, RunInfo
 from hfd_edge.runtime.segmenter import Segmenter
@@ -75,6 +76,7 @@ def test_the_manifest_describes_the_run(exported: Bundle, run: Path, folder: Pai
     assert {"torch", "onnx", "onnxruntime"} <= set(manifest.provenance.versions)
     assert manifest.metrics["fp32"]["onnx_difference"] < 1e-4
     assert manifest.metrics["fp32"]["training"] == {"miou": 0.5, "best_epoch": 3}
+    assert exported.file("README.md").read_text() == model_card(trained)
     exported.verify()
 
 
