@@ -133,7 +133,7 @@ def test_two_processes_equal_one(
         for mine, theirs in zip(together.metrics()["history"], alone.metrics()["history"], strict=True):
             numbers = {key: value for key, value in theirs.items() if key != "iou"}
             assert {key: mine[key] for key in numbers} == pytest.approx(numbers, rel=1e-3)
-        assert distance(together, alone, "best/") < 0.02 * settings.training.learning_rate
+        assert distance(together, alone, "best/") < 0.1 * settings.training.learning_rate
         # AdamW's steps do not depend on the gradients' scale, its moments do.
         assert distance(together, alone, "optimizer/", "exp_avg") < 1e-5
 
