@@ -179,11 +179,13 @@ def main() -> None:
         rows += [shares(bundle, scenes[1], variant, **options) for variant in variants]
         for scene in scenes:
             scene.unlink()
+        keep = {"command": " ".join(["python", *sys.argv]), "root": args.root}
+        write("scene", rows, **keep)  # the large scene takes long, and may not fit on the disk
         if big:
             rows.append(large(args.bundle, big, work))
     for row in rows:
         print(row)
-    print(write("scene", rows, command=" ".join(["python", *sys.argv]), root=args.root))
+    print(write("scene", rows, **keep))
 
 
 if __name__ == "__main__":
