@@ -238,7 +238,7 @@ def measure(args: Any, names: list[str], *, repeats: int, progress: Any) -> list
             unit="s",
             ours=seconds[mine],
             theirs=seconds[peer],
-            wanted=WANTED if peer.startswith("monai") and mine == "onnxruntime fp32" else None,
+            wanted=WANTED if peer.startswith("monai") and mine.endswith("fp32") else None,
             ours_peak_mb=peaks[mine],
             theirs_peak_mb=peaks[peer],
             ours_agreement=agreement[mine],
@@ -246,7 +246,6 @@ def measure(args: Any, names: list[str], *, repeats: int, progress: Any) -> list
             ours_accuracy=accuracy[mine],
             theirs_accuracy=accuracy[peer],
             **conditions(args.bundle, repeats=repeats),
-            in_table=mine != "openvino fp32",
         )
         for mine in names
         if mine in OURS
