@@ -44,8 +44,13 @@ types: setup
 layers: setup
 	$(BIN)/lint-imports
 
+# Two halves side by side: hardly a test uses more than one core.
+HALF := tests/softcuda tests/training
 unit: pycuda
-	$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -p no:cacheprovider $(HALF) > .half.log 2>&1 & half=$$!; \
+	trap "kill $$half" INT TERM; \
+	$(BIN)/python -m pytest $(HALF:%=--ignore=%); rest=$$?; \
+	wait $$half; half=$$?; cat .half.log; exit $$((rest || half))
 
 # PyCUDA has no wheels: built where CUDA's headers are, for the tests on the emulated GPU.
 pycuda: setup
