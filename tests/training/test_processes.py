@@ -92,6 +92,12 @@ def distance(run: Run, other: Run, *parts: str) -> float:
     return max(float((found[name].double() - expected[name].double()).abs().max()) for name in names)
 
 
+def largest_moment(run: Run) -> float:
+    """Of AdamW's first moments."""
+    tensors, _ = read_tensors(run.checkpoint_path)
+    return max(float(tensor.abs().max()) for name, tensor in tensors.items() if name.endswith("/exp_avg"))
+
+
 def test_two_processes_equal_one(
     pairs: Path, folder: PairFolder, recipe, still: type[Objective], tmp_path: Path, monkeypatch
 ) -> None:
@@ -133,9 +139,9 @@ def test_two_processes_equal_one(
         for mine, theirs in zip(together.metrics()["history"], alone.metrics()["history"], strict=True):
             numbers = {key: value for key, value in theirs.items() if key != "iou"}
             assert {key: mine[key] for key in numbers} == pytest.approx(numbers, rel=1e-3)
-        assert distance(together, alone, "best/") < 0.1 * settings.training.learning_rate
+        assert distance(together, alone, "best/") < 0.3 * settings.training.learning_rate
         # AdamW's steps do not depend on the gradients' scale, its moments do.
-        assert distance(together, alone, "optimizer/", "exp_avg") < 1e-5
+        assert distance(together, alone, "optimizer/", "exp_avg") < 1e-3 * largest_moment(alone)
 
 
 def test_only_the_first_process_talks(monkeypatch: pytest.MonkeyPatch) -> None:
