@@ -14,6 +14,7 @@ from hfd_edge.bench.programs import ask
 from hfd_edge.bench.result import Machine
 from hfd_edge.bench.sources import nvml, tegra
 from hfd_edge.bench.sources.base import Unavailable, read_text
+from hfd_edge.environment import allowed_cores
 
 _ROOT = Path("/")
 _CSV = "--format=csv,noheader,nounits"
@@ -34,7 +35,7 @@ def describe_machine(root: Path = _ROOT) -> Machine:
     Args:
         root: Below it lie sys, proc, etc and var; another folder in tests.
     """
-    cores = _cores()
+    cores = len(allowed_cores())
     board = tegra.board(root)
     card = _card(root) if board is None else None
     processor = f"{_processor(root)}, {cores} core{'s' if cores > 1 else ''}"
@@ -87,13 +88,6 @@ def _processor(root: Path) -> str:
     cpuinfo = read_text(root / "proc/cpuinfo") or ""
     found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, flags=re.MULTILINE)
     return found[1] if found else platform.processor() or platform.machine()
-
-
-def _cores() -> int:
-    """Those that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _card(root: Path) -> _Card | None:

@@ -72,14 +72,11 @@ class Work(Protocol):
 
 
 @dataclass(frozen=True)
-class Tiles:
-    """One tile after the other, each waited for."""
+class _OneTile:
+    """Work whose runs are one and the same tile."""
 
     tile: Array  # (bands, tile_px, tile_px)
     runs: int
-    kind: Kind = "tile"
-    rule: WarmUp = TILES
-    rate_hz: None = None
 
     @property
     def megapixels(self) -> float:
@@ -87,10 +84,19 @@ class Tiles:
         return float(self.tile[0].size / 1e6)
 
     def warm(self, segment: Segmenter, tick: Tick) -> Run:
-        """Segment the tile once."""
+        """Segment the tile once, by itself."""
         run = _tile(segment, self.tile)
         tick()
         return run
+
+
+@dataclass(frozen=True)
+class Tiles(_OneTile):
+    """One tile after the other, each waited for."""
+
+    kind: Kind = "tile"
+    rule: WarmUp = TILES
+    rate_hz: None = None
 
     def timed(self, segment: Segmenter, runs: int, tick: Tick) -> Series:
         """Segment the tile again and again."""
@@ -98,29 +104,16 @@ class Tiles:
 
 
 @dataclass(frozen=True)
-class Frames:
+class Frames(_OneTile):
     """Tiles offered at a steady rate by a source that waits for nobody; the stream drops what is too much.
 
     Latency counts from the moment when a frame was due, whether the source's thread came to offer it then or
     not: a machine that is too busy to offer frames must not look fast.
     """
 
-    tile: Array  # (bands, tile_px, tile_px)
-    runs: int
     rate_hz: float
     kind: Kind = "stream"
     rule: WarmUp = TILES
-
-    @property
-    def megapixels(self) -> float:
-        """Pixels of a frame / 1e6."""
-        return float(self.tile[0].size / 1e6)
-
-    def warm(self, segment: Segmenter, tick: Tick) -> Run:
-        """Segment a frame by itself."""
-        run = _tile(segment, self.tile)
-        tick()
-        return run
 
     def timed(self, segment: Segmenter, runs: int, tick: Tick) -> Series:
         """Offer so many frames; gives a run for each mask that came."""

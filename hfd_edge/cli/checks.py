@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import os
 import platform
 import sys
 import warnings
@@ -52,7 +51,9 @@ def machine_checks() -> list[Check]:
 
 
 def _python() -> Check:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    from hfd_edge.environment import allowed_cores
+
+    cores = len(allowed_cores())
     found = f"Python {platform.python_version()}, {platform.machine()}, {cores} cores"
     return Check("Python", sys.version_info >= (3, 10), found, "")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -15,6 +14,7 @@ import numpy as np
 from hfd_edge import __version__
 from hfd_edge.bundle import Bundle
 from hfd_edge.datasets.folder import PairFolder
+from hfd_edge.environment import allowed_cores
 from hfd_edge.evaluation import open_predictor
 from hfd_edge.raster.scene import SceneReader
 from hfd_edge.report.html import DemoReport, ScenePictures, render
@@ -88,7 +88,7 @@ def machine_text() -> str:
             line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line
         ]
         model = names[0] if names else model
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = len(allowed_cores())
     python = platform.python_version()
     return f"{model}, {cores} cores, {platform.system()}, Python {python}, hfd-edge {__version__}"
 

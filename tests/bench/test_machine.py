@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,19 +14,14 @@ from hfd_edge.bench import jetson, programs
 from hfd_edge.bench.machine import clock_settings, describe_machine, machine_slug
 from hfd_edge.bench.programs import Answer, ask
 
+from ..machines import make, program
+
 CPU = "sys/devices/system/cpu"
 BOARD = {"proc/device-tree/model": "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super\0"}
 MODES = {
     "etc/nvpmodel.conf": "# < POWER_MODEL >\n< POWER_MODEL ID=0 NAME=15W >\nCPU_ONLINE CORE_0 1\n"
     "< POWER_MODEL ID=1 NAME=25W >\n< POWER_MODEL ID=2 NAME=MAXN_SUPER >\n"
 }
-
-
-def make(root: Path, files: Mapping[str, str]) -> Path:
-    for path, text in files.items():
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_text(text + "\n")
-    return root
 
 
 @pytest.fixture(autouse=True)
@@ -37,11 +31,6 @@ def path(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFacto
     monkeypatch.setenv("PATH", str(folder))
     monkeypatch.setitem(sys.modules, "pynvml", None)
     return folder
-
-
-def program(folder: Path, name: str, script: str) -> None:
-    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
-    (folder / name).chmod(0o755)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import itertools
 import logging
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +14,8 @@ import pytest
 
 from hfd_edge.bench.sensors import Reading, Sensors, open_sensors
 from hfd_edge.bench.sources import host, tegrastats
+
+from ..machines import make, program
 
 ORIN = {
     "proc/device-tree/model": "NVIDIA Jetson Orin NX Engineering Reference Developer Kit\0",
@@ -45,13 +46,6 @@ ORIN = {
 }
 
 
-def make(root: Path, files: Mapping[str, str]) -> Path:
-    for path, text in files.items():
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_text(text + "\n")
-    return root
-
-
 @pytest.fixture(autouse=True)
 def no_programs(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A PATH of its own, and none of this machine's NVML or jtop."""
@@ -61,11 +55,6 @@ def no_programs(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPa
     for module in ("pynvml", "jtop"):
         monkeypatch.setitem(sys.modules, module, None)
     return folder
-
-
-def program(folder: Path, name: str, script: str) -> None:
-    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
-    (folder / name).chmod(0o755)
 
 
 def test_nothing_is_no_error(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +16,8 @@ from hfd_edge.cli import app, device_checks
 from hfd_edge.cli.checks import Check
 from hfd_edge.gpu import Gpu
 
+from ..machines import make, program
+
 BOARD = {"proc/device-tree/model": "NVIDIA Jetson Orin NX Engineering Reference Developer Kit\0"}
 HEADER = "| NVIDIA-SMI 550.54.15    Driver Version: 550.54.15    CUDA Version: 12.4     |"
 GOOD = f"""case "$1" in
@@ -24,13 +25,6 @@ GOOD = f"""case "$1" in
   --query-gpu*) echo 'NVIDIA H100, 700.00' ;;
   *) echo '{HEADER}' ;;
 esac"""
-
-
-def make(root: Path, files: Mapping[str, str]) -> Path:
-    for path, text in files.items():
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_text(text + "\n")
-    return root
 
 
 @pytest.fixture(autouse=True)
@@ -44,11 +38,6 @@ def path(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFacto
     for module in (programs, device_checks):
         monkeypatch.setattr(module, "TIMEOUT_S" if module is programs else "_SMI_TIMEOUT_S", 1.0)
     return folder
-
-
-def program(folder: Path, name: str, script: str) -> None:
-    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
-    (folder / name).chmod(0o755)
 
 
 def found(root: Path) -> dict[str, Check]:
