@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import statistics
 import subprocess
@@ -13,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hfd_edge.environment import allowed_cores
 from hfd_edge.files import sha256
 from hfd_edge.progress import Progress, silent
 
@@ -70,7 +70,7 @@ def alternate(
 
 def conditions(bundle: Path, *, repeats: int) -> dict[str, Any]:
     """Keys of a row that say what else its figures depend on: bundle, cores, and how many runs."""
-    cores = len(os.sched_getaffinity(0))
+    cores = len(allowed_cores())
     return {"repeats": repeats, "cores": cores, "bundle_sha256": sha256(bundle / "manifest.json")}
 
 

@@ -20,7 +20,6 @@ of those with the simulated scene's true label. Peers do not mark pixels without
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Callable, Container
@@ -48,6 +47,7 @@ from numpy.typing import NDArray
 
 from hfd_edge.bundle import Bundle
 from hfd_edge.datasets.simulated import write_scene
+from hfd_edge.environment import allowed_cores
 from hfd_edge.raster.tiling import default_overlap
 from hfd_edge.report.console import bars
 from hfd_edge.runtime.backends import available_backends
@@ -126,7 +126,7 @@ def network(run: Path) -> Any:
 
     from hfd_edge.hfdnet.run import Run
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(len(allowed_cores()))
     return Run.open(run).network().eval().to(memory_format=torch.channels_last)
 
 

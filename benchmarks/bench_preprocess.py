@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 from speckle_otb import otb_version
 
+from hfd_edge.environment import allowed_cores
 from hfd_edge.report.console import bars
 from hfd_edge.sar.preprocessing import Preprocessing
 
@@ -166,7 +167,7 @@ def measure(image: Array, work: Path, *, threads: int, repeats: int, progress: A
     what = f"Lee 7x7 to dB to standardised, {threads} thread{'s' * (threads > 1)}"
     shape = {"rows": image.shape[1], "cols": image.shape[2], "bands": len(image), "threads": threads}
     shape |= {"repeats": repeats}
-    usual = threads == len(os.sched_getaffinity(0))
+    usual = threads == len(allowed_cores())
     return [
         comparison(
             what,
@@ -197,7 +198,7 @@ def main() -> None:
     image = (0.05 * rng.gamma(LOOKS, 1 / LOOKS, (2, size, size))).astype(np.float32)
     rows: list[dict[str, Any]] = []
     with bars() as progress, tempfile.TemporaryDirectory() as work:
-        for threads in sorted({1, len(os.sched_getaffinity(0))}):
+        for threads in sorted({1, len(allowed_cores())}):
             rows += measure(image, Path(work), threads=threads, repeats=repeats, progress=progress)
     for row in rows:
         print(f"{row['what']}: {row['ratio']:.1f}x {row['against']}")

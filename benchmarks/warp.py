@@ -10,7 +10,6 @@ are those of convolutions: the arithmetic of the warps themselves is in the late
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from hfd_edge.config import NetworkRecipe
 from hfd_edge.deploy.graph import INPUT, load, session
 from hfd_edge.deploy.onnx_export import export_network
 from hfd_edge.deploy.shapes import infer, macs
+from hfd_edge.environment import allowed_cores
 from hfd_edge.hfdnet.network import from_recipe, perturb_flow
 from hfd_edge.report.console import bars
 
@@ -60,7 +60,7 @@ def main() -> None:
     args = parser.parse_args()
     tile, repeats = (64, 1) if args.quick else (args.tile, args.repeats)
     small: dict[str, Any] = {"encoder": "test_resnet", "channels": 8} if args.quick else {}
-    threads = len(os.sched_getaffinity(0))
+    threads = len(allowed_cores())
     pixels = np.random.default_rng(0).normal(size=(1, BANDS, tile, tile)).astype(np.float32)
     rows: dict[str, dict[str, Any]] = {}
     works: dict[str, Callable[[], float]] = {}
