@@ -126,7 +126,9 @@ class NetworkRecipe(Strict):
     encoder: str | None = Field(default=None, description="Any timm encoder; overrides the preset's.")
     channels: int | None = Field(default=None, gt=0, description="Decoder width C; overrides the preset's.")
     hfam: bool = Field(default=True, description="Feature alignment; off is plain bilinear upsampling.")
-    warp: Literal["grid_sample", "gather"] = "grid_sample"
+    warp: Literal["grid_sample", "gather"] = Field(
+        default="grid_sample", description="How training computes warps: grid_sample is faster there."
+    )
     init: Literal["imagenet", "teacher", "random"] = "imagenet"
 
 

@@ -33,11 +33,9 @@ def export(
         int | None, typer.Option("--tile", min=32, help="Side of the tile; default: the recipe's.")
     ] = None,
     warp: Annotated[
-        str | None,
-        typer.Option(
-            help="grid_sample, or gather for TensorRT before 8.5 (Jetson Nano, TX2); default: the recipe's."
-        ),
-    ] = None,
+        str,
+        typer.Option(help="gather or grid_sample: the same numbers; GridSample is slow in ONNX Runtime."),
+    ] = "gather",
     json: Json = False,
 ) -> None:
     """Export a trained student as a bundle with an FP32 ONNX model.
@@ -58,8 +56,7 @@ def export(
     recipe = Run.open(run).recipe
     options = {name: value for name, value in (("head", head), ("tile_px", tile_px)) if value is not None}
     deploy = parse({**recipe.deploy.model_dump(), **options}, DeployRecipe, source="export options")
-    form = {} if warp is None else {"warp": warp}
-    network = parse({**recipe.network.model_dump(), **form}, NetworkRecipe, source="export options")
+    network = parse({**recipe.network.model_dump(), "warp": warp}, NetworkRecipe, source="export options")
     folder = PairFolder.open(data, scheme=recipe.split) if data else None
     with bars() as progress:
         bundle = export_run(

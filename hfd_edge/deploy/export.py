@@ -26,7 +26,7 @@ from hfd_edge.raster.logits import labels_from_logits
 if TYPE_CHECKING:
     from hfd_edge.hfdnet.run import Run
 
-Warp = Literal["grid_sample", "gather"]
+Warp = Literal["gather", "grid_sample"]
 """Export form of the alignment; see `hfdnet.alignment.warp`."""
 MODEL = "model.fp32.onnx"
 CARD = "README.md"
@@ -41,7 +41,7 @@ def export_run(
     folder: PairFolder | None = None,
     head: Head | None = None,
     tile_px: int | None = None,
-    warp: Warp | None = None,
+    warp: Warp = "gather",
     progress: Progress = silent,
 ) -> Bundle:
     """Export a student as a bundle with an FP32 ONNX model that was compared with the weights.
@@ -53,8 +53,10 @@ def export_run(
             has none: a device cannot check itself, and cannot say when a scene is unlike the training data.
         head: "quarter" or "full"; None takes the recipe's.
         tile_px: Side of the tile, a multiple of 32; None takes the recipe's.
-        warp: "grid_sample" or "gather", for compilers that lack GridSample (TensorRT before 8.5): the same
-            weights and numbers in another form. None takes the recipe's.
+        warp: "gather" or "grid_sample", the same weights and numbers in two forms, whichever the training
+            used. Gathers are fast in every CPU engine (GridSample is slow in ONNX Runtime:
+            benchmarks/warp.py) and every compiler has them (TensorRT before 8.5 lacks GridSample, later
+            ones were reported to mistranslate it: pytorch/TensorRT#4074, NVIDIA/TensorRT#4813).
         progress: Told of the steps.
     Returns:
         The new bundle.
@@ -117,10 +119,8 @@ def _open_student(path: Path, folder: PairFolder | None) -> Run:
     return run
 
 
-def _with_warp(run: Run, warp: str | None) -> Run:
+def _with_warp(run: Run, warp: str) -> Run:
     """The run with another warp in its recipe, which changes the graph and not the weights."""
-    if warp is None:
-        return run
     if warp not in get_args(Warp):
         raise ExportError(f"Warp is {warp!r}, expected one of: {', '.join(get_args(Warp))}.")
     network = run.recipe.network.model_copy(update={"warp": warp})

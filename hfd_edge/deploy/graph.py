@@ -13,7 +13,7 @@ from hfd_edge.errors import ExportError, MissingExtraError, require
 
 INPUT = "sar"
 OUTPUT = "logits"
-_WARPS = {"GridSample": 1, "GatherElements": 1}
+_WARPS = {"GridSample": 1, "GatherND": 1}
 """Operators of the warp, with the input that carries positions."""
 _PURPOSE = "deploying a model"
 # As in runtime.backends.onnxruntime, which says why.

@@ -11,8 +11,8 @@ Precision lives in the graph, as for every other compiler here: torch-tensorrt b
 sampling positions stay FP32 (`hfdnet.alignment.sampling_grid`). An FP32 program may use TF32 on the GPU, as
 TensorRT engines do by default.
 
-With a dynamic batch use warp = "grid_sample": torch_tensorrt 2.14 converts aten.gather for fixed
-shapes alone, so "gather" then leaves 24 operators of preset s to PyTorch and makes five engines of one.
+Keep warp = "grid_sample" here: torch_tensorrt 2.14 takes it whole. With a dynamic batch the gather form that
+preceded today's left 24 operators of preset s to PyTorch, which made five engines of one.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def test_all_arithmetic_of_the_gather_form_stays_precise(gather_onnx: Path) -> N
     model = load(gather_onnx)
     kept = set(high_precision_nodes(model))
     # Positions in flattened maps exceed what FP16 can count, so none of these may be converted.
-    for operator in ("GatherElements", "Floor", "Cast", "Sub", "Mul"):
+    for operator in ("GatherND", "Floor", "Cast", "Sub", "Mul"):
         found = {node.name for node in model.graph.node if node.op_type == operator}
         assert found and found <= kept, operator
     convolutions = {node.name for node in model.graph.node if node.op_type == "Conv"}
@@ -127,6 +127,6 @@ def test_every_kept_node_has_its_reason(mini_onnx: Path, gather_onnx: Path) -> N
         assert tuple(reasons) == high_precision_nodes(load(path))
         assert reasons["align.flow_head"] == "flow head"
         assert reasons["classifier"] == "classifier"
-        warps = {reasons[name] for name in reasons if "GridSample" in name or "GatherElements" in name}
+        warps = {reasons[name] for name in reasons if "GridSample" in name or "GatherND" in name}
         assert warps == {"warp"}
         assert reasons["align/Mul"] == "warp grid"

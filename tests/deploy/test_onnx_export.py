@@ -55,7 +55,7 @@ def test_indices_of_the_gather_form_are_whole_numbers_all_along(gather_onnx: Pat
     model = load(gather_onnx)
     tensors, made = infer(model), producers(model)
     products = 0
-    for gather in [node for node in model.graph.node if node.op_type == "GatherElements"]:
+    for gather in [node for node in model.graph.node if node.op_type == "GatherND"]:
         waiting = [gather.input[1]]
         while waiting:
             node = made.get(waiting.pop())
