@@ -4,17 +4,18 @@
 
 The scene is simulated: two bands, float32, GeoTIFF, deflated as `hfd-edge simulate` writes it and once
 uncompressed. "Bare engine" is the same backend in the same process on the tiles that the scene's plan has,
-already read, preprocessed and cut: nothing but calls of the engine is timed. Their ratio is what reading,
-preprocessing, blending, labelling and writing leave of the engine's speed. Preprocessing's share is that of
+already read, preprocessed and cut: nothing but calls of the engine is timed. Both take turns after every row
+of tiles; the bare engine's turns are taken off the scene's time. Their ratio is what reading, preprocessing,
+blending, labelling and writing leave of the engine's speed. Preprocessing's share is that of
 one tile of the bundle's size, segmented from memory. The last row is the peak memory of `hfd-edge predict`
 on a large scene, in a process of its own (see large_scene.py).
 """
 
 from __future__ import annotations
 
-import statistics
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,67 +37,77 @@ VARIANTS = (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "int8"))
 WANTED, SHARE_PERCENT, PEAK_MB = 0.92, 5.0, 700.0
 
 
-def bare_engine(scene: Path, segment: Segmenter, engine: Backend) -> tuple[float, int]:
-    """Run the engine on every tile of the scene that has a valid pixel.
+class BareEngine:
+    """The engine on every tile of a scene that has a valid pixel, in the scene's pauses.
 
-    Returns:
-        Seconds in the engine, and tiles.
+    Attributes:
+        seconds: In the engine.
+        paused: In all of this, reading and preprocessing included.
+        tiles: That it ran.
     """
-    tiler, seconds, count = segment.pipeline.tiler, 0.0, 0
-    size = tiler.tile_px
-    with SceneReader(scene) as reader:
-        plan = tiler.plan(rows=reader.rows, cols=reader.cols)
-        assert (plan.padded_rows, plan.padded_cols) == (reader.rows, reader.cols), "tiles must fit"
-        for top in plan.row_origins:
-            pixels, valid = tiler.preprocessing(reader.read(top, top + size))
-            lefts = [left for left in plan.col_origins if valid[:, left : left + size].any()]
-            tiles = [np.ascontiguousarray(pixels[np.newaxis, ..., left : left + size]) for left in lefts]
-            seconds += timed(lambda tiles=tiles: [engine.run(tile) for tile in tiles])
-            count += len(tiles)
-    return seconds, count
+
+    def __init__(self, scene: Path, segment: Segmenter, engine: Backend) -> None:
+        self.seconds = self.paused = 0.0
+        self.tiles = 0
+        self._scene, self._engine, self._tiler = scene, engine, segment.pipeline.tiler
+        with SceneReader(scene) as reader:
+            plan = self._tiler.plan(rows=reader.rows, cols=reader.cols)
+        assert (plan.padded_rows, plan.padded_cols) == (plan.rows, plan.cols), "tiles must fit"
+        assert not segment.pipeline.spare_cores, "what goes on in threads would use the pauses"
+        self._rows, self._lefts = list(plan.row_origins), plan.col_origins
+
+    def __call__(self, done: int, total: int, text: str) -> None:
+        """Run the row of tiles that the scene has just run; takes the place of its progress."""
+        if not done or done % len(self._lefts):
+            return
+        started, size = time.perf_counter(), self._tiler.tile_px
+        top = self._rows[done // len(self._lefts) - 1]
+        with SceneReader(self._scene) as reader:
+            pixels, valid = self._tiler.preprocessing(reader.read(top, top + size))
+        lefts = [left for left in self._lefts if valid[:, left : left + size].any()]
+        tiles = [np.ascontiguousarray(pixels[np.newaxis, ..., left : left + size]) for left in lefts]
+        self.seconds += timed(lambda: [self._engine.run(tile) for tile in tiles])
+        self.tiles += len(tiles)
+        self.paused += time.perf_counter() - started
 
 
 def compare(bundle: Bundle, scene: Path, variant: tuple[str, str], *, repeats: int, progress: Any) -> Any:
-    """Scene and bare engine in turns."""
+    """Scene and bare engine, one row of tiles each in turns: this machine's speed changes within seconds."""
     backend, precision = variant
     kind = "deflated" if scene.stem == "deflate" else "uncompressed"
-    mask, tiles, stages = scene.with_suffix(".mask.tif"), [], []
+    mask, runs = scene.with_suffix(".mask.tif"), []
     with Segmenter(bundle, backend=backend, precision=precision) as segment:
         engine = open_backend(bundle, backend=backend, precision=precision)
+        for turn in range(repeats):
+            bare = BareEngine(scene, segment, engine)
 
-        def ours() -> float:
-            report = segment.scene(scene, mask)
-            tiles.append(report.tiles)
-            stages.append(report.stages_ms)
-            return report.seconds
+            def turns(done: int, total: int, text: str, turn: int = turn, bare: BareEngine = bare) -> None:
+                progress(turn * total + done, repeats * total, f"{kind} scene, {backend} {precision}")
+                bare(done, total, text)
 
-        def bare() -> float:
-            seconds, count = bare_engine(scene, segment, engine)
-            tiles.append(count)
-            return seconds
-
-        works = {"scene": ours, "bare engine": bare}
-        text = f"{scene.stem} scene, {backend} {precision}"
-        seconds = alternate(works, repeats=repeats, progress=progress, text=text)
+            report = segment.scene(scene, mask, progress=turns)
+            assert report.tiles == bare.tiles, (report.tiles, bare.tiles)
+            runs.append((report.seconds - bare.paused, bare.seconds, report))
         engine.close()
-    assert len(set(tiles)) == 1, tiles
-    with SceneReader(scene) as reader:
-        rows, cols, bands = reader.rows, reader.cols, reader.bands
+    # The run whose ratio is the median: its figures belong together.
+    seconds, in_engine, report = sorted(runs, key=lambda run: run[1] / run[0])[len(runs) // 2]
+    megapixels = report.megapixels
     return comparison(
-        f"{kind} scene of {rows} x {cols}, {backend} {precision}",
+        f"{kind} scene of {report.rows} x {report.cols}, {backend} {precision}",
         "bare engine, same tiles",
         unit="mpx_s",
-        ours=rows * cols / 1e6 / seconds["scene"],
-        theirs=rows * cols / 1e6 / seconds["bare engine"],
+        ours=megapixels / seconds,
+        theirs=megapixels / in_engine,
         wanted=WANTED if variant == VARIANTS[0] else None,
-        bands=bands,
-        tiles=tiles[0],
+        bands=len(bundle.manifest.sar.bands),
+        tiles=report.tiles,
         tile_px=bundle.manifest.tile_px,
         speckle=bundle.manifest.preprocessing.speckle,
         **conditions(bundle.path, repeats=repeats),
-        seconds=seconds["scene"],
-        engine_ms_a_tile=1000 * seconds["bare engine"] / tiles[0],
-        **{f"{name}_ms": statistics.median(run[name] for run in stages) for name in stages[0]},
+        ratios=[round(bare / all_, 4) for all_, bare, _ in runs],
+        seconds=seconds,
+        engine_ms_a_tile=1000 * in_engine / report.tiles,
+        **{f"{name}_ms": spent for name, spent in report.stages_ms.items()},
     )
 
 

@@ -75,6 +75,8 @@ class CudaPipeline:
         device: The GPU.
     """
 
+    spare_cores = True
+
     def __init__(self, backend: DeviceBackend, tiler: Tiler, *, depth: int = 3) -> None:
         """Load the kernels.
 

@@ -37,7 +37,8 @@ class SceneReport:
         tiles: Tiles that the network saw.
         skipped_tiles: Tiles without a valid pixel, which it did not need to see.
         drift: What is unlike the training images; None where the bundle has no statistics of them.
-        stages_ms: Time of each stage, milliseconds. Reading and writing go on beside the others.
+        stages_ms: Time of each stage, milliseconds. Where cores are left beside the network, reading and
+            writing go on beside the others.
     """
 
     rows: int
@@ -178,7 +179,12 @@ class Segmenter:
             with writer:
                 engine = self.pipeline.rows(cols=reader.cols)
                 count = segment_rows(
-                    watch.source, watch.sink, engine=engine, tiler=self.pipeline.tiler, progress=progress
+                    watch.source,
+                    watch.sink,
+                    engine=engine,
+                    tiler=self.pipeline.tiler,
+                    progress=progress,
+                    aside=self.pipeline.spare_cores,
                 )
                 if count.tiles == 0:
                     raise RasterError(

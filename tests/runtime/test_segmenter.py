@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -405,3 +406,26 @@ def test_mask_writer_is_what_the_scene_uses(
         assert read_mask(tmp_path / "m.tif").tolist() == [[1]]
         segment.scene(tmp_path / "good.tif", tmp_path / "m.tif")
     assert read_mask(tmp_path / "m.tif").shape == (70, 80)
+
+
+@pytest.mark.parametrize(("threads", "aside"), [(None, False), (2, False), (1, True)])
+def test_scenes_are_read_ahead_only_where_the_network_leaves_cores(
+    threads: int | None,
+    aside: bool,
+    tmp_path: Path,
+    make_bundle: MakeBundle,
+    make_image: Make,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("hfd_edge.runtime.pipeline.allowed_cores", lambda: frozenset((0, 1)))
+    read, readers = SceneReader.read, set()
+
+    def spy(self: SceneReader, *window: int) -> np.ndarray:
+        readers.add(threading.current_thread() is threading.main_thread())
+        return read(self, *window)
+
+    monkeypatch.setattr(SceneReader, "read", spy)
+    write_image(tmp_path / "s.tif", make_image(300, 150))
+    with Segmenter(make_bundle(), backend="onnxruntime", threads=threads) as segment:
+        segment.scene(tmp_path / "s.tif", tmp_path / "m.tif")
+    assert readers == {not aside}

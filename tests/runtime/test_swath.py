@@ -45,7 +45,7 @@ def cheap(bundle: Bundle, *, overlap_px: int) -> Segmenter:
     segment = Segmenter(bundle, threads=1, overlap_px=overlap_px)
     segment.pipeline.close()
     tiler = segment.pipeline.tiler
-    segment.pipeline = CpuPipeline(Network(tiler), tiler)
+    segment.pipeline = CpuPipeline(Network(tiler), tiler, spare_cores=False)
     return segment
 
 
