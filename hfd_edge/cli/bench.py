@@ -13,7 +13,11 @@ from hfd_edge.cli.common import BundleFolder, DefaultGroup, Json
 if TYPE_CHECKING:
     from hfd_edge.bench.result import BenchFile, Kind
 
-bench_app = typer.Typer(cls=DefaultGroup, no_args_is_help=True)
+bench_app = typer.Typer(
+    cls=DefaultGroup,
+    no_args_is_help=True,
+    help="Measure latency, memory and power of a bundle; compare two measurements; choose the CPU engine.",
+)
 app.add_typer(bench_app, name="bench")
 
 

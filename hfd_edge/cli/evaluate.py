@@ -10,7 +10,9 @@ import typer
 from hfd_edge.cli import app
 from hfd_edge.cli.common import Data, DefaultGroup, Json, Scheme
 
-evaluate_app = typer.Typer(cls=DefaultGroup, no_args_is_help=True)
+evaluate_app = typer.Typer(
+    cls=DefaultGroup, no_args_is_help=True, help="Measure accuracy on a labelled split; compare two runs."
+)
 app.add_typer(evaluate_app, name="evaluate")
 
 Split = Annotated[str, typer.Option(help="train, val or test.")]

@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import hfd_edge
@@ -50,6 +52,13 @@ def test_help_teaches(command: list[str]) -> None:
     assert status == 0
     assert "Usage:" in out
     assert len(out) > 300
+
+
+def test_every_command_says_what_it_is_for() -> None:
+    command = typer.main.get_command(app)
+    context = click.Context(command)
+    silent = [name for name in command.list_commands(context) if not command.get_command(context, name).help]
+    assert silent == []
 
 
 def test_import_and_help_never_need_a_heavy_package() -> None:
