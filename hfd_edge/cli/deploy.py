@@ -162,7 +162,10 @@ def quantize(
     bound = None if max_drop is None else Bound(**given)
     with bars() as progress:
         made = quantize_bundle(opened, folder, method=method, tiles=tiles, bound=bound, progress=progress)
-    show({**describe_bundle(bundle), **_quantization(made)}, as_json=json, title="Quantized")
+    found = _quantization(made)
+    if not json:  # the names fill pages
+        found["kept"] = {reason: f"{len(nodes)} nodes" for reason, nodes in found["kept"].items()}
+    show({**describe_bundle(bundle), **found}, as_json=json, title="Quantized")
 
 
 @app.command()

@@ -16,7 +16,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from hfd_edge.deploy.graph import INPUT, load, onnx_package, session
+from hfd_edge.deploy.graph import (
+    INPUT,
+    consumers,
+    high_precision_nodes,
+    load,
+    onnx_package,
+    producers,
+    session,
+)
 from hfd_edge.deploy.record import LEVELS
 from hfd_edge.deploy.tiles import TileSet
 from hfd_edge.errors import ExportError
@@ -112,6 +120,20 @@ def float_tensors(model: Any | Path) -> tuple[str, ...]:
             if types[name] == onnx.TensorProto.FLOAT:
                 found.append(name)
     return tuple(found)
+
+
+def ranged_tensors(model: Any) -> tuple[str, ...]:
+    """The float tensors whose ranges calibration measures: all but those between nodes that stay precise.
+
+    A warp has dozens of those, some as large as its map, and no compiler asks for their ranges.
+    """
+    kept, made, readers = set(high_precision_nodes(model)), producers(model), consumers(model)
+
+    def inside(name: str) -> bool:
+        below = readers.get(name, [])
+        return name in made and bool(below) and all(node.name in kept for node in (made[name], *below))
+
+    return tuple(name for name in float_tensors(model) if not inside(name))
 
 
 def collect(

@@ -167,8 +167,10 @@ def _node(error: tensorrt.ParserError, content: bytes) -> tuple[str, str]:
 def _parser_advice(reasons: list[str]) -> str:
     if any("zero" in reason.lower() and "point" in reason.lower() for reason in reasons):
         return "It takes symmetric INT8 alone, all zero points 0: quantize again with hfd-edge quantize."
+    if any("(GridSample)" in reason for reason in reasons):
+        return "Export again without --warp grid_sample: the default form of the warp has other operators."
     if any(reason.startswith("node ") for reason in reasons):
-        return "If the node belongs to a warp, export with --warp gather; otherwise try another precision."
+        return "Try another precision; if the node belongs to a warp, export with --warp grid_sample."
     return "The file is damaged: export or quantize again."
 
 

@@ -250,4 +250,4 @@ def _advice(faults: list[str], target: Target) -> str:
         )
     if any("calibrat" in fault.lower() for fault in faults):
         return "The calibration cache was not taken: quantize again, and build with the target's TensorRT."
-    return "Try another precision, or export again with --warp gather."
+    return "Try another precision, or the other form of the warp (export --warp gather or grid_sample)."

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hfd_edge.bundle import Bundle, Manifest, Provenance
 from hfd_edge.datasets.folder import PairFolder
 from hfd_edge.deploy.describe import describe_training
-from hfd_edge.deploy.graph import INPUT, OUTPUT, session
+from hfd_edge.deploy.graph import logits_of, session
 from hfd_edge.deploy.onnx_export import Head, check_parity, export_network
 from hfd_edge.deploy.qat import QAT_RANGES, write_ranges
 from hfd_edge.deploy.tiles import golden_images, pad_to_tile
@@ -192,7 +192,7 @@ def _golden(folder: PairFolder, manifest: Manifest, model: Path, work: Path) -> 
 def _labels(image: NDArray[Any], manifest: Manifest, runner: Any) -> NDArray[np.uint8]:
     pixels, valid = manifest.preprocessing(image)
     tile = pad_to_tile(pixels, tile_px=manifest.tile_px)
-    logits = runner.run([OUTPUT], {INPUT: tile[None]})[0][0]
+    logits = logits_of(runner, tile[None])[0]
     rows, cols = valid.shape
     labels = labels_from_logits(logits, stride=manifest.stride, rows=rows, cols=cols)
     labels[~valid] = manifest.nodata_label

@@ -13,8 +13,8 @@ from hfd_edge.errors import ExportError, MissingExtraError, require
 
 INPUT = "sar"
 OUTPUT = "logits"
-_WARPS = {"GridSample": 1, "GatherND": 1}
-"""Operators of the warp, with the input that carries positions."""
+_WARPS = {"GridSample": 1, "GatherND": 1, "GatherElements": 1}
+"""Operators of the warp, with the input that carries positions; the last one in bundles of older versions."""
 _PURPOSE = "deploying a model"
 # As in runtime.backends.onnxruntime, which says why.
 _HARMFUL = ["WeightBiasQuantization"]
@@ -114,14 +114,14 @@ def kept_reasons(model: Any) -> dict[str, str]:
     Found from the graph itself: from every warp up to the convolution that predicts its positions, from
     there down through the warp's arithmetic, and from the output up to the last convolution.
     """
-    by_output, by_input = producers(model), consumers(model)
+    by_output = producers(model)
     reasons: dict[str, str] = {}
     heads = []
     for warp in [node for node in model.graph.node if node.op_type in _WARPS]:
         above = _upstream([warp.input[_WARPS[warp.op_type]]], by_output)
         heads += [node for node in above if node.op_type == "Conv"]
         reasons |= dict.fromkeys((node.name for node in above), _WHY["grid"]) | {warp.name: _WHY["warp"]}
-    below = _downstream([name for head in heads for name in head.output], by_input)
+    below = _warping(model, [name for head in heads for name in head.output])
     reasons = {node.name: _WHY["grid"] for node in below} | reasons
     reasons |= {head.name: _WHY["flow"] for head in heads}
     output = [item.name for item in model.graph.output]
@@ -206,6 +206,23 @@ def session(model: Any | Path, *, threads: int | None = None) -> Any:
         raise ExportError(f"ONNX Runtime cannot open the model: {_first_line(error)}") from error
 
 
+def logits_of(opened: Any, tiles: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Run a model that `session` opened on tiles (batch, bands, rows, cols).
+
+    Raises:
+        ExportError: ONNX Runtime failed. A warp does where its positions are not finite: they become indices
+            of nothing.
+    """
+    try:
+        found: NDArray[np.float32] = opened.run([OUTPUT], {INPUT: tiles})[0]
+    except Exception as error:  # onnxruntime's classes have no common base
+        raise ExportError(
+            f"ONNX Runtime cannot run the model: {_first_line(error)}. Some activations are not finite, or "
+            "exceed the range of its precision. Use a higher precision; where it is FP32, train again."
+        ) from error
+    return found
+
+
 def _readable_name(node: Any) -> str:
     weight = weight_of(node)
     if weight.endswith(".weight"):
@@ -238,18 +255,23 @@ def _upstream(names: Iterable[str], by_output: Mapping[str, Any]) -> list[Any]:
     return list(found.values())
 
 
-def _downstream(names: Iterable[str], by_input: Mapping[str, list[Any]]) -> list[Any]:
-    """Nodes below the tensors, down to and with GridSample; ends before what quantises or merges again."""
-    found: dict[str, Any] = {}
-    waiting = list(names)
-    while waiting:
-        for node in by_input.get(waiting.pop(), []):
-            if node.name in found or node.op_type in ("Conv", "Concat", "QuantizeLinear"):
-                continue
-            found[node.name] = node
-            if node.op_type != "GridSample":
-                waiting.extend(node.output)
-    return list(found.values())
+def _warping(model: Any, flows: Iterable[str]) -> list[Any]:
+    """The arithmetic of warps: what depends on flows alone, the warps, and what weighs their samples.
+
+    Ends before what quantises, and before what merges a warped map with another one.
+    """
+    constants = {item.name for item in model.graph.initializer}
+    known, found = set(flows), []
+    for node in model.graph.node:  # in topological order
+        inputs = {name for name in node.input if name} - constants
+        if not inputs:
+            constants.update(node.output)
+        elif node.op_type in ("Conv", "Concat", "QuantizeLinear") or not inputs & known:
+            continue
+        elif node.op_type in _WARPS or inputs <= known:
+            found.append(node)
+            known.update(node.output)
+    return found
 
 
 def _first_line(error: BaseException) -> str:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from hfd_edge.bundle import Bundle, Precision
 from hfd_edge.deploy.cache import write_cache
-from hfd_edge.deploy.graph import INPUT, OUTPUT, session
+from hfd_edge.deploy.graph import INPUT, OUTPUT, logits_of, session
 from hfd_edge.deploy.opset import opset_of
 from hfd_edge.deploy.plan import Plan, device_model, layer_types, make_plan, record_of
 from hfd_edge.deploy.preflight import Finding, preflight
@@ -219,9 +219,9 @@ def _write_golden(staged: Path, parts: _Parts) -> list[dict[str, str]]:
     for tile in islice(parts.bundle.golden(), _GOLDEN):
         pixels, _ = manifest.preprocessing(tile.image)
         inputs = np.repeat(pad_to_tile(pixels, tile_px=manifest.tile_px)[None], copies, 0)
-        logits = reference.run([OUTPUT], {INPUT: inputs[:1]})[0]
+        logits = logits_of(reference, inputs[:1])
         if first:
-            _check_model(written.run([OUTPUT], {INPUT: inputs})[0], logits, parts)
+            _check_model(logits_of(written, inputs), logits, parts)
             first = False
         entry = {"input": f"golden/{tile.name}.f32", "logits": f"golden/{tile.name}.logits.f32"}
         write_bytes(staged / entry["input"], inputs.astype("<f4").tobytes())

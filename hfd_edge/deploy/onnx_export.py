@@ -19,6 +19,7 @@ from hfd_edge.deploy.graph import (
     OUTPUT,
     drop_unused_constants,
     load,
+    logits_of,
     onnx_package,
     replace_initializers,
     session,
@@ -172,20 +173,20 @@ def _difference(module: Any, model: Any, pixels: NDArray[np.float32], *, label: 
 
     with torch.no_grad():
         expected = module(torch.from_numpy(np.ascontiguousarray(pixels))).numpy()
-    found = session(model).run([OUTPUT], {INPUT: pixels})[0]
     spread = float(np.ptp(expected))
     if not np.isfinite(expected).all() or spread == 0:
         raise ExportError(
             f"The network {label} gives logits that are not finite or all equal (range {spread}). "
             "Its weights are damaged or were never trained; train it again."
         )
+    found = logits_of(session(model), pixels)
     if found.shape != expected.shape:
         raise ExportError(f"The ONNX model {label} gives {found.shape}, the weights give {expected.shape}.")
     difference = float(np.abs(found - expected).max()) / spread
     if not difference <= TOLERANCE:
         raise ExportError(
             f"The ONNX model {label} differs from the weights by {difference:.2e} of the range of the "
-            f"logits, allowed are {TOLERANCE:.0e}. Try warp = 'gather' in the recipe's [network], or another "
+            f"logits, allowed are {TOLERANCE:.0e}. Try export --warp grid_sample, or another "
             "version of torch or onnxscript."
         )
     return difference

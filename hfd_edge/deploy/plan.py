@@ -15,8 +15,8 @@ from hfd_edge.deploy.targets import IMPLICIT_INT8_UNTIL, Target
 from hfd_edge.errors import EngineError
 
 _MOVES_DATA = frozenset(
-    "Cast Concat Constant Expand Flatten Gather GatherND Identity Range Reshape Shape Slice Split Squeeze "
-    "Transpose Unsqueeze".split()
+    "Cast Concat Constant Expand Flatten Gather GatherElements GatherND Identity Reshape Shape Slice Split "
+    "Squeeze Transpose Unsqueeze".split()
 )
 """Operators without arithmetic: TensorRT refuses a precision for those of them that handle shapes."""
 

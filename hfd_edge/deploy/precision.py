@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from hfd_edge.deploy.calibration import METHODS, Histogram, collect
 from hfd_edge.deploy.graph import (
     INPUT,
-    OUTPUT,
     high_precision_nodes,
     load,
+    logits_of,
     onnx_package,
     session,
     unfused_sums,
@@ -142,11 +142,11 @@ def agreement(
     same, difference = dict.fromkeys(variants, 0), dict.fromkeys(variants, 0.0)
     total, low, high = 0, np.inf, -np.inf
     for tile in tiles:
-        expected = first.run([OUTPUT], {INPUT: tile[None]})[0]
+        expected = logits_of(first, tile[None])
         total += expected[:, 0].size
         low, high = min(low, float(expected.min())), max(high, float(expected.max()))
         for name, runner in runners.items():
-            found = runner.run([OUTPUT], {INPUT: tile[None]})[0]
+            found = logits_of(runner, tile[None])
             if not np.isfinite(found).all():
                 raise ExportError(
                     f"{variants[name].name} gives logits that are not finite: some activations exceed its "

@@ -260,7 +260,7 @@ def _dla(
     # What nobody asked for is worth a line, not a warning.
     warned: Literal["ok", "warning"] = "warning" if wanted else "ok"
     level = warned if placed.fallback_share > _MOSTLY else "ok"
-    fix = "build for the GPU (without --dla), or export with --warp grid_sample" if level != "ok" else ""
+    fix = "build for the GPU (without --dla)" if level != "ok" else ""
     findings = [Finding(level, "dla", target.name, what, why, fix)]
     if placed.subgraphs > LOADABLES:
         findings.append(

@@ -15,7 +15,7 @@ import numpy as np
 
 from hfd_edge.bundle import Bundle, Precision
 from hfd_edge.datasets.folder import PairFolder
-from hfd_edge.deploy.calibration import METHODS, collect, float_tensors
+from hfd_edge.deploy.calibration import METHODS, collect, ranged_tensors
 from hfd_edge.deploy.gate import Bound, Verdict, gate
 from hfd_edge.deploy.graph import kept_reasons, load, unfused_sums
 from hfd_edge.deploy.precision import Agreement, agreement, first_tile, place, ranges, save, to_fp16
@@ -50,7 +50,7 @@ class Ranges:
 
     Attributes:
         method: One of `calibration.METHODS`, or "qat".
-        amax: Largest magnitude that is not clipped, for every float tensor of the FP32 model.
+        amax: Largest magnitude that is not clipped, for every tensor of the FP32 model that INT8 may want.
         placed: The FP32 model with Q/DQ nodes everywhere (`precision.place`).
     """
 
@@ -133,7 +133,7 @@ def quantize(
 def measure_ranges(
     bundle: Bundle, tiles: TileSet, *, method: str | None = None, progress: Progress = silent
 ) -> Ranges:
-    """Place Q/DQ nodes in a bundle's FP32 model and find the range of every float tensor.
+    """Place Q/DQ nodes in a bundle's FP32 model and find the ranges of its tensors.
 
     Args:
         bundle: Gives the FP32 model, and ranges that training learnt.
@@ -147,7 +147,7 @@ def measure_ranges(
     source = bundle.model("fp32")
     learnt = _learnt(bundle) if method is None else {}
     placed = place(source, first_tile(tiles))
-    histograms = collect(source, float_tensors(load(source)), tiles, progress=progress)
+    histograms = collect(source, ranged_tensors(load(source)), tiles, progress=progress)
     measured = ranges(histograms, method or _DEFAULT_METHOD)
     unknown = sorted(set(learnt) - set(measured))
     if unknown:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hfd_edge.bundle import Bundle
 from hfd_edge.datasets.folder import PairFolder
 from hfd_edge.datasets.layout import Pair
-from hfd_edge.deploy.graph import INPUT, OUTPUT, session
+from hfd_edge.deploy.graph import logits_of, session
 from hfd_edge.deploy.tiles import cut
 from hfd_edge.errors import DatasetError, ExportError
 from hfd_edge.metrics import BoundaryConfusion, Confusion
@@ -185,7 +185,7 @@ class Bench:
             progress(index + 1, len(self._tiles), f"scoring on {self.split}")
 
     def _run(self, runner: Any, pixels: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
-        logits = runner.run([OUTPUT], {INPUT: pixels[None]})[0][0]
+        logits = logits_of(runner, pixels[None])[0]
         if not np.isfinite(logits).all():
             raise ExportError(
                 "A variant gives logits that are not finite: some activations exceed its range. Use a higher "

@@ -111,7 +111,7 @@ class Target(Strict):
 
     @property
     def grid_sample(self) -> bool:
-        """Whether its parser knows GridSample; otherwise the model is exported with warp "gather"."""
+        """Whether its parser knows GridSample; otherwise it needs the form "gather", the default."""
         return self.tensorrt_version is None or self.tensorrt_version >= GRID_SAMPLE_SINCE
 
     @property

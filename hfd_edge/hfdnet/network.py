@@ -61,7 +61,7 @@ class HfdNet(nn.Module):
             encoder: timm name of the encoder.
             channels: Decoder width C.
             hfam: Feature alignment; False is plain bilinear upsampling.
-            warp: Export form of the alignment; see `alignment.warp`.
+            warp: How warps are computed; see `alignment.warp`.
             pretrained: Start the encoder from ImageNet weights.
         Raises:
             RecipeError: the encoder is unknown, or its weights cannot be fetched.

@@ -19,6 +19,7 @@ from hfd_edge.deploy.calibration import (
     amax_percentile,
     collect,
     float_tensors,
+    ranged_tensors,
 )
 from hfd_edge.deploy.graph import load, session
 from hfd_edge.errors import ExportError
@@ -248,6 +249,21 @@ def test_float_tensors_are_those_that_depend_on_the_pixels(form: str, request: p
     assert set(named) == differing
     assert list(named) == ["sar", *(name for name in first if name in differing)]  # in the graph's order
     assert set(collect(path, named, make_tiles(1))) == set(named)
+
+
+@pytest.mark.parametrize("form", ["mini_onnx", "gather_onnx"])
+def test_ranges_are_measured_outside_of_what_stays_precise(form: str, request: pytest.FixtureRequest) -> None:
+    model = load(request.getfixturevalue(form))
+    measured = ranged_tensors(model)
+    inside = set(float_tensors(model)) - set(measured)
+    assert {"align.flow_head:out", "align/Mul:out"} <= inside
+    # What enters the warp, what it gives to the convolution behind it, and all else.
+    assert {"sar", "coarse.2/Clip:out", "align.flow_merge.2/Relu:out", "Concat:out", "logits"} <= set(
+        measured
+    )
+    joined = next(node for node in model.graph.node if node.output[0] == "Concat:out")
+    assert set(joined.input) <= set(measured)
+    assert all(name.startswith("align") for name in inside)
 
 
 def test_float_tensors_of_a_model_in_memory(mini_onnx: Path) -> None:

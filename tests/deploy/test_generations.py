@@ -251,7 +251,7 @@ def test_a_refused_operator_keeps_the_parsers_reason(use: Any, mini_onnx: Path, 
     """UNSUPPORTED_NODE is also the code of a known operator with an attribute that TensorRT lacks."""
     world = use(version)
     world.refused, world.refusal = ("GridSample",), "Only padding_mode zeros is supported."
-    message = r"\(GridSample\) is not supported: Only padding_mode zeros is supported\. If the node"
+    message = r"\(GridSample\) is not supported: Only padding_mode zeros is supported\. Export"
     with pytest.raises(EngineError, match=message):
         build_engine(mini_onnx, target=target_for(version))
 

@@ -8,16 +8,22 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 
 from hfd_edge.deploy.graph import (
     high_precision_nodes,
     kept_reasons,
     load,
+    producers,
     quantizers,
     replace_initializers,
     session,
+    unfused_sums,
 )
+from hfd_edge.deploy.onnx_export import export_network
 from hfd_edge.errors import ExportError
+
+from .conftest import BANDS, TILE, Mini, block
 
 
 def test_nodes_are_named_after_modules(mini_onnx: Path) -> None:
@@ -55,6 +61,27 @@ def test_all_arithmetic_of_the_gather_form_stays_precise(gather_onnx: Path) -> N
         assert found and found <= kept, operator
     convolutions = {node.name for node in model.graph.node if node.op_type == "Conv"}
     assert convolutions & kept == {"align.flow_head", "classifier"}
+
+
+@pytest.mark.parametrize("method", ["grid_sample", "gather"])
+def test_what_merges_a_warped_map_with_another_is_no_part_of_the_warp(method: str, tmp_path: Path) -> None:
+    class Summed(Mini):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            fine = self.fine(pixels)
+            return self.classifier(self.merge(fine + self.align(self.coarse(fine), fine)))
+
+    network = Summed(method).eval()
+    network.merge = block(32, 32, 1).eval()
+    export_network(network, tmp_path / "m.onnx", bands=BANDS, tile_px=TILE, head="quarter")
+    model = load(tmp_path / "m.onnx")
+    (merge,) = (node for node in model.graph.node if node.name == "merge.0")
+    merged = producers(model)[merge.input[0]]
+    assert merged.op_type == "Add"
+    assert merged.name in unfused_sums(model)
+    kept = kept_reasons(model)
+    assert merged.name not in kept
+    # Of the sum's inputs, the warped map alone comes from the warp.
+    assert sorted(producers(model)[name].name in kept for name in merged.input) == [False, True]
 
 
 @pytest.mark.parametrize("kept", [0, 1, 100, 30_000])

@@ -12,7 +12,13 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from hfd_edge.deploy import precision as room
-from hfd_edge.deploy.graph import high_precision_nodes, load, quantizers, session
+from hfd_edge.deploy.graph import (
+    high_precision_nodes,
+    load,
+    quantizers,
+    replace_initializers,
+    session,
+)
 from hfd_edge.deploy.precision import Agreement, Calibration, place, to_fp16, to_int8
 from hfd_edge.deploy.qdq import layers
 from hfd_edge.errors import ExportError, MissingExtraError
@@ -227,6 +233,14 @@ def test_a_variant_that_overflows(mini_onnx: Path, tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "broken.onnx")
     with pytest.raises(ExportError, match=r"broken\.onnx gives logits that are not finite"):
         agreement(mini_onnx, tmp_path / "broken.onnx", make_tiles(1))
+
+
+def test_a_variant_whose_positions_are_not_finite(gather_onnx: Path, tmp_path: Path) -> None:
+    model = load(gather_onnx)
+    replace_initializers(model, {"align.flow_head.bias": np.full(2, np.nan, np.float32)})
+    onnx.save(model, tmp_path / "broken.onnx")
+    with pytest.raises(ExportError, match="not finite"):
+        agreement(gather_onnx, tmp_path / "broken.onnx", make_tiles(1))
 
 
 def test_nothing_is_printed(mini_onnx: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -165,8 +165,17 @@ def test_a_warp_reads_int8_only_where_a_layer_needs_it_anyway(mini_placed: Place
     assert set(quantized_tensors(model)) - set(quantized_tensors(kept)) == {"coarse.2/Clip:out"}
 
 
+def test_both_forms_of_the_warp_have_the_same_int8_layers(mini_placed: Placed, gather_onnx: Path) -> None:
+    gathered = place(gather_onnx, make_tiles(1)[0])
+    assert layers(gathered) == layers(mini_placed[0])
+    reads = [item for item in gathered.graph.node if item.op_type == "GatherND"]
+    assert len(reads) == 4
+    quantised = set(quantized_tensors(gathered))
+    assert quantised.isdisjoint(name for item in reads for name in (*item.input, *item.output))
+
+
 class Pyramid(nn.Module):
-    """Two laterals that are summed after their ReLU, as maps are after a warp."""
+    """Two laterals that are summed after their ReLU."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from hfd_edge.bundle import Bundle
 from hfd_edge.datasets.folder import PairFolder
 from hfd_edge.deploy import quantize as room
-from hfd_edge.deploy.calibration import float_tensors
+from hfd_edge.deploy.calibration import ranged_tensors
 from hfd_edge.deploy.gate import Bound
 from hfd_edge.deploy.graph import load, quantizers
 from hfd_edge.deploy.precision import Agreement
@@ -60,7 +60,7 @@ def test_the_record_holds_every_range_and_what_the_model_does(
 ) -> None:
     made = quantize(bundle, folder, method="max", tiles=3)
     record = read_record(made)
-    assert tuple(record.amax) == float_tensors(mini_onnx)
+    assert tuple(record.amax) == ranged_tensors(load(mini_onnx))
     model = load(made.model("int8"))
     assert record.quantized_tensors == quantized_tensors(model)
     assert record.quantized_nodes == layers(model)
