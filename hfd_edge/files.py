@@ -16,6 +16,7 @@ from typing import Any
 from hfd_edge.errors import StorageError
 
 _OUT_OF_SPACE = {errno.ENOSPC, errno.EDQUOT}
+_UNFINISHED = ".writing-"
 
 
 @contextmanager
@@ -33,7 +34,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            new = path.parent / f".writing-{secrets.token_hex(8)}{path.suffix}"
+            new = path.parent / f"{_UNFINISHED}{secrets.token_hex(8)}{path.suffix}"
             new.touch(exist_ok=False)  # not by tempfile: its files are for their owner alone
             temporary = new
             yield temporary
@@ -58,7 +59,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     try:
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            new = path.parent / f".writing-{secrets.token_hex(8)}"
+            new = path.parent / f"{_UNFINISHED}{secrets.token_hex(8)}"
             new.mkdir()
             temporary = new
             yield temporary
@@ -66,6 +67,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove files that killed processes did not finish writing there; nobody may be writing now."""
+    for path in folder.glob(f"{_UNFINISHED}*"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from hfd_edge.comparison.ablation import markdown, result_rows, summarise
 from hfd_edge.config import read_toml
+from hfd_edge.errors import HfdEdgeError
 from hfd_edge.files import write_text
 from hfd_edge.report.ablation import plot_ablation
 from hfd_edge.report.console import bars, table
@@ -57,4 +58,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except HfdEdgeError as error:
+        sys.exit(f"error: {error}")

@@ -1,21 +1,25 @@
 #!/usr/bin/env python
 """Train SAR-only baselines: python train/baselines.py RECIPE.toml --data DIR --runs DIR --seeds 0 1 2.
 
-Each architecture and seed is a run folder under --runs; beside them stands baselines.md, with the SAR-only
-student in it to compare with. Stopped, it goes on where it was.
+Each architecture and seed is a run folder under --runs; beside them stand baselines.json, .md and .png, with
+the SAR-only student in them to compare with. Stopped, it goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-from hfd_edge.comparison.ablation import markdown, summarise
-from hfd_edge.files import write_text
+from hfd_edge.comparison.ablation import markdown, result_rows, summarise
+from hfd_edge.config import parse
+from hfd_edge.errors import HfdEdgeError
+from hfd_edge.files import write_json, write_text
 from hfd_edge.hfdnet.baselines import ARCHITECTURES
+from hfd_edge.report.ablation import plot_ablation
 from hfd_edge.report.console import bars
 from hfd_edge.training.ablation import Table
-from hfd_edge.training.ablation_plan import AblationPlan, PlanRow, jobs_of
+from hfd_edge.training.ablation_plan import AblationPlan, jobs_of
 
 
 def main() -> None:
@@ -30,21 +34,29 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     arguments = parser.parse_args()
 
-    plan = AblationPlan(
-        name="baselines",
-        recipe=arguments.recipe.name,
-        seeds=tuple(arguments.seeds),
-        overrides=tuple(arguments.overrides),
-        rows=(PlanRow(method="sar_only"), PlanRow(method="baseline", arch=tuple(arguments.arch))),
-    )
+    wanted = {
+        "name": "baselines",
+        "recipe": arguments.recipe.name,
+        "seeds": arguments.seeds,
+        "overrides": arguments.overrides,
+        "rows": [{"method": "sar_only"}, {"method": "baseline", "arch": arguments.arch}],
+    }
+    plan = parse(wanted, AblationPlan, source="the arguments")
     table = Table(jobs_of(plan, base=arguments.recipe.parent), arguments.data, arguments.runs)
     with bars() as progress:
         table.run(parallel=arguments.parallel, progress=progress)
-    lines = summarise([(result.row, result.counts) for result in table.results()])
-    text = markdown(lines, title="SAR-only baselines")
+    finished, title = table.results(), "SAR-only baselines"
+    lines = summarise([(result.row, result.counts) for result in finished])
+    text = markdown(lines, title=title)
+    rows = result_rows([result.row for result in finished], lines)
+    write_json(arguments.runs / "baselines.json", {"rows": rows})
     write_text(arguments.runs / "baselines.md", text)
+    plot_ablation(lines, arguments.runs / "baselines.png", title=title)
     print(text)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except HfdEdgeError as error:
+        sys.exit(f"error: {error}")

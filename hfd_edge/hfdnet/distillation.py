@@ -58,7 +58,8 @@ class Comparison:
     Attributes:
         pool: Average 3x3 (stride 1) first.
         tolerance_px: Then search the shift, up to this in pixels of the input and at least one cell of the
-            map, at which they fit best; 0 searches none. See `register`.
+            map, at which they fit best; 0 searches none, nor are maps of fewer than 8 cells a side searched.
+            See `register`.
     """
 
     pool: bool = False

@@ -22,6 +22,7 @@ import torch
 
 from hfd_edge.config import Recipe
 from hfd_edge.datasets.folder import PairFolder
+from hfd_edge.environment import allowed_cores
 from hfd_edge.errors import CheckpointError, HfdEdgeError, RecipeError
 from hfd_edge.files import sha256, write_json
 from hfd_edge.hfdnet.run import Run
@@ -81,6 +82,8 @@ class Table:
                         f"{steps[first.name]}: the training split holds pairs that only one of them can use. "
                         "Take pairs without label out of the split 'train', so that all have the same budget."
                     )
+            for unlabelled in job.unlabelled:
+                PairFolder.open(unlabelled)
             if self.state(job.name) != "new":
                 self._check_run(job, folder)
         return steps
@@ -219,7 +222,7 @@ def _run_together(
 
 def _begin_worker(parent: int, parallel: int) -> None:
     """Share the cores; end when the parent is killed: a second call must not meet a first one's run."""
-    torch.set_num_threads(max((os.cpu_count() or 1) // parallel, 1))
+    torch.set_num_threads(max(len(allowed_cores()) // parallel, 1))
 
     def watch() -> None:
         while os.getppid() == parent:

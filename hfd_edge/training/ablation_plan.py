@@ -27,7 +27,14 @@ _OWN_KEYS = {
     "teacher.inputs": "teacher",
 }
 """Recipe keys that a plan has keys of its own for."""
-_SHARED_KEYS = ("training.epochs", "training.batch", "training.crop_px", "training.precision", "network.init")
+_SHARED_KEYS = (
+    "training.epochs",
+    "training.patience",
+    "training.batch",
+    "training.crop_px",
+    "training.precision",
+    "network.init",
+)
 _SIZE_KEYS = ("network.preset", "network.encoder", "network.channels")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hfd_edge.errors import DatasetError, RecipeError
+from hfd_edge.files import remove_unfinished
 from hfd_edge.hfdnet.distillation import Pool
 from hfd_edge.hfdnet.fakequant import plain_state
 from hfd_edge.hfdnet.network import HfdNet, Taps
@@ -87,6 +88,8 @@ class Trainer:
 
     def restore(self) -> None:
         """Go on from the last checkpoint, if the run has one. Raises CheckpointError."""
+        if self.fabric.is_global_zero:  # what a kill in the middle of writing left behind
+            remove_unfinished(self.plan.run.path)
         path = self.plan.run.checkpoint_path
         if not path.is_file():
             return
@@ -124,8 +127,9 @@ class Trainer:
         if self.plan.start_counts and self.state.step == 0:
             self._keep_if_best(0, self._validate())
             self._save_best()
+            reporter.lap(training=False)
         self._model.train()
-        for step, pieces in prefetched(self._pieces, steps):
+        for step, pieces in self._batches(steps):
             sums += self._step(step, pieces)
             self.state.step = step + 1
             ends_epoch = self.state.step % length == 0
@@ -153,6 +157,12 @@ class Trainer:
                 f"training.accumulate = {accumulate}, each of which takes a sample at least. Raise it, or "
                 "start fewer processes."
             )
+
+    def _batches(self, steps: range) -> Iterator[tuple[int, list[Batch]]]:
+        if self.device.type != "cpu":
+            return prefetched(self._pieces, steps)
+        # The network has every core: a thread beside it would make all of them wait at each of its operators.
+        return ((step, self._pieces(step)) for step in steps)
 
     def _pieces(self, step: int) -> list[Batch]:
         """This process' share of a step's batch, in as many pieces as the recipe wants."""

@@ -54,13 +54,16 @@ def student_pairs(
         return labelled(folder, "train"), val
     inputs, pairs = recipe.teacher.inputs, folder.pairs("train")
     _refuse_none(folder, "train", [pair for pair in pairs if pair.shows(inputs)], inputs)
-    useful = tuple(pair for pair in pairs if pair.label is not None or pair.shows(inputs))
+    # With correct_only the teacher teaches nothing where no label says whether it is right.
+    teaches = not recipe.distill.correct_only
+    useful = tuple(pair for pair in pairs if pair.label is not None or (teaches and pair.shows(inputs)))
     if tell:
         _tell(folder, "train", useful, inputs, "the student learns from their labels alone")
         if len(useful) < len(pairs):
             _log.warning(
-                "%d of %d pairs in split 'train' of %s have neither a label nor an %s, and are left out.",
-                *(len(pairs) - len(useful), len(pairs), folder.root, _IMAGES[inputs]),
+                "%d of %d pairs in split 'train' of %s have neither a label nor %s, and are left out.",
+                *(len(pairs) - len(useful), len(pairs), folder.root),
+                f"an {_IMAGES[inputs]}" if teaches else "a use with distill.correct_only",
             )
     return useful, val
 

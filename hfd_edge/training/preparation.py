@@ -112,9 +112,22 @@ def open_teacher(
             f"declares {folder.config.eo}. Train a teacher on this input."
         )
     _refuse_other_split(run, folder)
-    if not run.weights_path.is_file():
-        raise CheckpointError(f"The teacher {teacher} has no weights yet. Finish it with --resume.")
+    refuse_unfinished(run)
     return run
+
+
+def refuse_unfinished(run: Run) -> None:
+    """A run to learn or start from must have ended: another epoch would change its weights.
+
+    Raises:
+        CheckpointError: it has not.
+    """
+    metrics = run.metrics()
+    # Older runs do not say how they ended; one that is finished has weights.
+    if not run.weights_path.is_file() or ("ended" in metrics and metrics["ended"] is None):
+        raise CheckpointError(
+            f"The training of the {run.info.kind} {run.path} has not ended. Finish it with --resume."
+        )
 
 
 def _refuse_other_split(teacher: Run, folder: PairFolder) -> None:

@@ -30,6 +30,7 @@ from hfd_edge.training.preparation import (
     open_teacher,
     refuse_existing,
     refuse_other_sar,
+    refuse_unfinished,
     reopen,
     run_info,
     with_inputs_of,
@@ -134,8 +135,7 @@ def _open_student(start: Path, recipe: Recipe, folder: PairFolder) -> Run:
             f"{start} is the run of a {run.info.kind}, but quantisation-aware training continues a student. "
             "Give --qat the run folder of a student."
         )
-    if not run.weights_path.is_file():
-        raise CheckpointError(f"The student {start} has no weights yet. Finish it with --resume.")
+    refuse_unfinished(run)
     changed = differences(_fixed(run.recipe), _fixed(recipe))
     if changed:
         raise RecipeError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -245,9 +246,8 @@ class Batches:
 
     def _sample(self, tiles: Tiles, position: int, streams: tuple[int, int]) -> Sample:
         epoch, index = divmod(position, len(tiles))
-        order = np.random.default_rng((self.seed, streams[0], epoch)).permutation(len(tiles))
         return augment(
-            tiles[int(order[index])],
+            tiles[int(_order(self.seed, streams[0], epoch, len(tiles))[index])],
             rng=np.random.default_rng((self.seed, streams[1], position)),
             crop_px=self.augmentation.crop_px,
             flip=self.augmentation.flip,
@@ -255,6 +255,12 @@ class Batches:
             sar_gain=self.augmentation.sar_gain,
             ignore_index=self.augmentation.ignore_index,
         )
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, stream: int, epoch: int, count: int) -> NDArray[np.int64]:
+    """Order of the pairs in a pass over the data."""
+    return np.random.default_rng((seed, stream, epoch)).permutation(count)
 
 
 def collate(samples: Sequence[Sample], *, eo_bands: int = 0) -> Batch:

@@ -127,6 +127,22 @@ def test_a_killed_table_is_finished_by_the_same_command(
     assert result.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_script_for_baselines(
+    base: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script, runs = str(SCRIPT.with_name("baselines.py")), base / "baselines"
+    given = [script, str(base / "r.toml"), "--data", str(pairs), "--runs", str(runs), "--arch", "PSPNet"]
+    monkeypatch.setattr(sys, "argv", [*given, "--set", "training.seed=1"])
+    with pytest.raises(SystemExit, match="training.seed is not for overrides"):
+        runpy.run_path(script, run_name="__main__")
+    monkeypatch.setattr(sys, "argv", given)
+    runpy.run_path(script, run_name="__main__")
+    assert "| baseline:PSPNet |" in capsys.readouterr().out
+    rows = json.loads((runs / "baselines.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == ["sar_only", "baseline:PSPNet"]
+    assert (runs / "baselines.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_runs_are_done_once_and_a_changed_recipe_is_refused(base: Path, pairs: Path) -> None:
     plan = read_toml(base / "plan.toml", AblationPlan)
     jobs = select(jobs_of(plan, base=base), "sar_only*")

@@ -223,7 +223,7 @@ def test_what_cannot_be_continued_is_refused(runs: Path, pairs: Path, tmp_path: 
         train_qat(folder, recipe(split="spatial"), tmp_path / "run", start=runs / "student", teacher=teacher)
     shutil.copytree(runs / "student", tmp_path / "unfinished")
     (tmp_path / "unfinished" / "best.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="has no weights yet. Finish it with --resume"):
+    with pytest.raises(CheckpointError, match="has not ended. Finish it with --resume"):
         train_qat(folder, recipe(), tmp_path / "run", start=tmp_path / "unfinished", teacher=teacher)
     with pytest.raises(StorageError, match="already exists"):
         train_qat(folder, recipe(), runs / "qat", start=runs / "student", teacher=teacher)

@@ -84,4 +84,4 @@ def test_killed_three_times_equals_undisturbed(pairs: Path, tmp_path: Path) -> N
         assert first.keys() == second.keys()
         different = [key for key in first if not torch.equal(first[key], second[key])]
         assert not different, f"{name}: {different[:3]} after kills at {points}"
-    assert not [path.name for path in killed.iterdir() if path.suffix == ".tmp"]
+    assert not [path.name for path in killed.iterdir() if path.name.startswith(".")]
