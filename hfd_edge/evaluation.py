@@ -48,25 +48,26 @@ def measure(
         backend: Runtime backend of a bundle.
         progress: Counts tiles.
     Returns:
-        miou, iou per class, accuracy (0 to 1), pixels, tiles, backend, precision, split; and what
-        `hfd_edge.metrics.Details.scores` has, with ece None for a bundle: the runtime turns logits into
-        labels as it goes and keeps no probabilities.
+        miou, iou per class, accuracy (0 to 1), pixels, tiles, backend, precision, split, scheme, and as data
+        the data set's name; and what `hfd_edge.metrics.Details.scores` has, with ece None for a bundle: the
+        runtime turns logits into labels as it goes and keeps no probabilities.
     Raises:
         DatasetError: the data do not fit the model, or the split has no labels.
         BundleError: `model` is neither a run nor a bundle, or a run was asked for another precision.
     """
     folder = open_folder(model, data, scheme=scheme)
     details = Details(folder.config.classes, ignore_index=folder.config.ignore_index)
+    measured_on = {"split": split, "scheme": folder.scheme, "data": folder.config.name}
     if _is_run(model):
         from hfd_edge.training.evaluate import evaluate_run
 
         run = _open_run(model, precision)
         scores = evaluate_run(run, folder, split=split, progress=progress, details=details)
-        return {**scores, "split": split}
+        return {**scores, **measured_on}
     with _open_fitting(model, folder, precision=precision, backend=backend) as segment:
         confusion = evaluate(segment, folder, split=split, progress=progress, details=details)
         scores = {**confusion.scores(), **details.scores(confusion)}
-        return {**scores, "backend": segment.backend, "precision": segment.precision, "split": split}
+        return {**scores, "backend": segment.backend, "precision": segment.precision, **measured_on}
 
 
 def count_tiles(

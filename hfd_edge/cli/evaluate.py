@@ -52,20 +52,20 @@ def run(
         scores = measure(
             model, data, split=split, scheme=scheme, precision=precision, backend=backend, progress=progress
         )
-        if pictures:
-            from hfd_edge.report.tiles import write_tiles
-
-            with open_predictor(model, precision=precision, backend=backend) as predict:
-                folder = open_folder(model, data, scheme=scheme)
-                write_tiles(folder, {scores["precision"]: predict}, pictures, split=split)
-    if confusion:
-        from hfd_edge.report.confusion import plot_confusion
-
-        plot_confusion(scores["confusion"], confusion, classes=list(scores["iou"]), title=title)
     if json:
         print_json(scores)
     else:
         print_scores(scores, title=title)
+    if pictures:
+        from hfd_edge.report.tiles import write_tiles
+
+        with open_predictor(model, precision=precision, backend=backend) as predict:
+            folder = open_folder(model, data, scheme=scheme)
+            write_tiles(folder, {scores["precision"]: predict}, pictures, split=split)
+    if confusion:
+        from hfd_edge.report.confusion import plot_confusion
+
+        plot_confusion(scores["confusion"], confusion, classes=list(scores["iou"]), title=title)
 
 
 @evaluate_app.command()
@@ -107,13 +107,13 @@ def diff(
         )  # fmt: skip
     result = difference(counts[: len(sides[0])], counts[len(sides[0]) :], classes=classes)
     names = [", ".join(str(model) for model in side) for side in sides]
-    if out:
-        plot_difference(result, out, first=names[0], second=names[1])
     if json:
         models = {"a": [str(model) for model in sides[0]], "b": [str(model) for model in sides[1]]}
         print_json({**models, "split": split, **result.as_json()})
     else:
         print_difference(result, first=names[0], second=names[1])
+    if out:  # last: what was measured is not lost when it cannot be drawn
+        plot_difference(result, out, first=names[0], second=names[1])
 
 
 def _models(text: str) -> list[Path]:

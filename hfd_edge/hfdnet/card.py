@@ -90,16 +90,19 @@ def _what(run: Run) -> str:
 
 
 def _teaching(run: Run) -> str:
-    distill = run.recipe.distill
-    if run.info.kind != "student" or distill.method == "none":
-        return "It learnt from labels alone."
-    text = (
-        f"It learnt from labels and, by `{distill.method}`, from a teacher that sees "
-        f"{_SEES[run.recipe.teacher.inputs]}; it needs SAR alone."
-    )
+    recipe, text = run.recipe, "It learnt from labels alone."
+    if run.info.kind == "student" and recipe.distill.method != "none":
+        text = (
+            f"It learnt from labels and, by `{recipe.distill.method}`, from a teacher that sees "
+            f"{_SEES[recipe.teacher.inputs]}; it needs SAR alone."
+        )
     if run.info.unlabelled_sha256:
         text += f" Pairs without labels of {len(run.info.unlabelled_sha256)} further folders took part."
-    return text if run.info.qat_sha256 is None else f"{text} It was then fine-tuned for INT8."
+    if run.info.qat_sha256 is not None:
+        text += " It was then fine-tuned for INT8."
+    elif recipe.network.init == "teacher":
+        text += " Its first weights were the teacher's."
+    return text
 
 
 def _input(run: Run) -> str:
@@ -142,8 +145,18 @@ def _accuracy(run: Run, scores: Sequence[Mapping[str, Any]]) -> str:
     for name in run.info.classes:
         rows.append([f"IoU {name}", *(_number(column.get("iou", {}).get(name)) for column in columns)])
     rows.append(["tiles", *(str(column.get("tiles", "")) for column in columns)])
-    head = ["", *(str(column["split"]) for column in columns)]
+    head = ["", *(_measured_on(run, column) for column in columns)]
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
+def _measured_on(run: Run, column: Mapping[str, Any]) -> str:
+    """The split, and the folder and scheme where they are not those of the training."""
+    parts = [str(column["split"])]
+    if (data := column.get("data")) not in (None, run.info.dataset.name):
+        parts.append(f"of {data}")
+    if (scheme := column.get("scheme")) not in (None, run.recipe.split):
+        parts.append(f"(scheme {scheme})")
+    return " ".join(parts)
 
 
 def _number(value: float | None) -> str:
@@ -174,7 +187,7 @@ def _limits(run: Run, scores: Sequence[Mapping[str, Any]]) -> str:
         'Every pixel with data gets one of the classes above; there is no "other".',
         "The epoch was chosen by the validation split, so figures on it flatter.",
     ]
-    if not scores:
+    if not any(score["split"] not in ("train", "val") for score in scores):
         lines.append("Not measured on a split that the training did not see (`hfd-edge card --data`).")
     if run.info.dataset.sar.units == "stretched" and run.info.preprocessing is not None:
         lines.append(

@@ -20,8 +20,8 @@ def plot_ablation(lines: Sequence[Line], path: Path, *, title: str) -> None:
     """Draw one panel a split: configurations from the best to the worst, mIoU to the right.
 
     A large dot is the mean over the seeds, small ones are the seeds. The bar is the 95 % interval of the
-    gain, set off from the mean of the reference: where it does not touch the dashed line, the difference is
-    more than chance.
+    gain, taken over the seeds that both have and set off from the dashed line, the mean of the reference:
+    where it does not touch the line, the difference is more than chance.
 
     Args:
         lines: From `hfd_edge.comparison.ablation.summarise`; at least one.
@@ -60,8 +60,7 @@ def _draw(axes: Any, panel: Sequence[Line]) -> None:
     for position, line in enumerate(panel):
         colour = _COLOURS.get(line.method.partition(":")[0], _COLOURS["distilled"])
         if line.low is not None and line.high is not None and references:
-            mean = _mean_of(references[0], line.paired)
-            ends = [mean + line.low, mean + line.high]
+            ends = [100 * references[0].mean + gain for gain in (line.low, line.high)]
             axes.plot(ends, [position] * 2, color=colour, linewidth=5, alpha=0.25, zorder=2)
         seeds = [100 * miou for miou in line.miou]
         axes.plot(seeds, [position] * len(seeds), "o", markersize=3, color=colour, alpha=0.6, zorder=3)
@@ -81,9 +80,3 @@ def _draw(axes: Any, panel: Sequence[Line]) -> None:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(_GRID)
-
-
-def _mean_of(reference: Line, seeds: Sequence[int]) -> float:
-    """The reference's mIoU over some of its seeds, percent: what the gain over them was taken from."""
-    scores = dict(zip(reference.seeds, reference.miou, strict=True))
-    return 100 * sum(scores[seed] for seed in seeds) / len(seeds)

@@ -105,6 +105,6 @@ def _draw(axes: Any, counts: NDArray[np.int64], share: NDArray[np.float64], cell
 def short(count: int) -> str:
     """A count in few letters: "812", "46.1 k", "3.25 M"."""
     for size, unit in ((10**9, " G"), (10**6, " M"), (10**3, " k")):
-        if count >= size:
+        if count >= 0.9995 * size:  # three digits of it round up to 1
             return f"{count / size:.3g}{unit}"
     return str(int(count))

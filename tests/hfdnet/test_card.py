@@ -37,8 +37,10 @@ VAL = {
 }
 
 
-def make(path: Path, *, weights: bool = True, **changes) -> Run:
-    recipe = Recipe.model_validate({"split": "coast", "network": SMALL, "distill": {"method": "cwd"}})
+CWD = Recipe.model_validate({"split": "coast", "network": SMALL, "distill": {"method": "cwd"}})
+
+
+def make(path: Path, *, weights: bool = True, recipe: Recipe = CWD, **changes) -> Run:
     fields = {
         "kind": "student",
         "dataset": DatasetConfig.model_validate(DATASET),
@@ -123,3 +125,22 @@ def test_the_command_writes_or_prints_it(tmp_path: Path) -> None:
 def test_the_small_preset_is_small_enough_for_the_edge() -> None:
     network = from_recipe(NetworkRecipe(preset="s"), bands=2, classes=10)
     assert network.count_parameters() <= 6_000_000
+
+
+def test_a_card_says_what_was_measured_and_on_what(tmp_path: Path) -> None:
+    run = make(tmp_path / "run")
+    unseen = "Not measured on a split that the training did not see"
+    scores = {"split": "val", "miou": 0.5, "iou": {}, "data": "delta", "scheme": "coast"}
+    card = model_card(run, scores=[scores])
+    assert "|  | val | val, best epoch |" in card and unseen in card
+    card = model_card(run, scores=[{**scores, "split": "test", "data": "ombria", "scheme": "event"}])
+    assert "|  | test of ombria (scheme event) | val, best epoch |" in card and unseen not in card
+
+
+def test_a_card_tells_of_qat_and_of_the_teachers_weights_without_distillation(tmp_path: Path) -> None:
+    recipe = Recipe.model_validate({"network": {**SMALL, "init": "teacher"}, "distill": {"method": "none"}})
+    for name, changes, text in (
+        ("a", {"qat_sha256": "f" * 64}, "It learnt from labels alone. It was then fine-tuned for INT8."),
+        ("b", {}, "It learnt from labels alone. Its first weights were the teacher's."),
+    ):
+        assert text in model_card(make(tmp_path / name, recipe=recipe, **changes))
