@@ -10,12 +10,13 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hfd_edge.environment import allowed_cores
 from hfd_edge.files import sha256
 from hfd_edge.progress import Progress, silent
 
+Name = TypeVar("Name")
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLE = Path("runs/demo/demo.hfd")
 STUDENT = Path("runs/demo/runs/student")
@@ -45,8 +46,8 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def alternate(
-    works: Mapping[str, Callable[[], float]], *, repeats: int, progress: Progress = silent, text: str = "run"
-) -> dict[str, float]:
+    works: Mapping[Name, Callable[[], float]], *, repeats: int, progress: Progress = silent, text: str = "run"
+) -> dict[Name, float]:
     """Run all of them in turns, A B, B A, ..., so that what drifts hits all alike.
 
     Args:
@@ -57,7 +58,7 @@ def alternate(
     Returns:
         The median of each.
     """
-    found: dict[str, list[float]] = {name: [] for name in works}
+    found: dict[Name, list[float]] = {name: [] for name in works}
     done, total = 0, repeats * len(works)
     for turn in range(repeats):
         for name in reversed(works) if turn % 2 else works:

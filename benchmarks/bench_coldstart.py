@@ -96,7 +96,8 @@ class Install:
 
 def start(python: Path, code: str, *given: Path, home: Path) -> dict[str, Any]:
     """Run code in a new process that starts now; outside the checkout, so only what is installed counts."""
-    inherited = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    own = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")  # of whoever develops here, not of a user
+    inherited = {key: value for key, value in os.environ.items() if key not in own}
     quiet = {"YOLO_CONFIG_DIR": str(home), "YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
     command = [python, "-c", code, time.monotonic(), *(path.resolve() for path in given)]
     return child(command, env={**inherited, **quiet}, folder=home)

@@ -2,10 +2,10 @@
 
     python benchmarks/warp.py
 
-Preset s, two bands, two classes, stride-4 logits, FP32 ONNX of one tile, ONNX Runtime on the CPU, the three
-forms in turns: `off` is plain bilinear upsampling, `grid_sample` and `gather` are the two export forms of the
-same alignment. Weights are random and the flow is not zero; neither changes the time. Multiply-accumulates
-are those of convolutions: the arithmetic of the warps themselves is in the latency alone.
+Preset s, two bands, two classes, stride-4 logits, FP32 ONNX of one tile, ONNX Runtime and (where installed)
+OpenVINO on the CPU, all forms in turns: `off` is plain bilinear upsampling, `grid_sample` and `gather` are
+the two export forms of the same alignment. Weights are random and the flow is not zero; neither changes the
+time. Multiply-accumulates are those of convolutions: the arithmetic of the warps is in the latency alone.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from _measure import alternate, arguments, timed
 from _results import write
+from numpy.typing import NDArray
 
 from hfd_edge.config import NetworkRecipe
 from hfd_edge.deploy.graph import INPUT, load, session
@@ -53,6 +55,21 @@ def export(recipe: NetworkRecipe, path: Path, *, tile_px: int) -> dict[str, Any]
     }
 
 
+def engines(path: Path, pixels: NDArray[np.float32], *, threads: int) -> dict[str, Callable[[], object]]:
+    """The model on each engine that is here, ready to run."""
+    found = {"onnxruntime": partial(session(path, threads=threads).run, None, {INPUT: pixels})}
+    if find_spec("openvino"):
+        import openvino
+
+        core = openvino.Core()
+        model = core.read_model(path)
+        model.reshape(list(pixels.shape))
+        options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        request = core.compile_model(model, "CPU", options).create_infer_request()
+        found["openvino"] = partial(request.infer, {INPUT: pixels})
+    return found
+
+
 def main() -> None:
     """Export, measure, record."""
     parser = arguments(__doc__, repeats=30)
@@ -63,22 +80,24 @@ def main() -> None:
     threads = len(allowed_cores())
     pixels = np.random.default_rng(0).normal(size=(1, BANDS, tile, tile)).astype(np.float32)
     rows: dict[str, dict[str, Any]] = {}
-    works: dict[str, Callable[[], float]] = {}
+    works: dict[tuple[str, str], Callable[[], float]] = {}
     with bars() as progress, tempfile.TemporaryDirectory() as folder:
         for done, form in enumerate(FORMS):
             progress(done, len(FORMS), f"export {form}")
             path = Path(folder) / f"{form}.onnx"
             counts = export(NetworkRecipe(**small, **FORMS[form]), path, tile_px=tile)
             rows[form] = {"hfam": form, "tile_px": tile, "threads": threads, **counts}
-            runner = session(path, threads=threads)
-            works[form] = partial(timed, partial(runner.run, None, {INPUT: pixels}))
-            works[form]()  # warm-up
+            for engine, run in engines(path, pixels, threads=threads).items():
+                works[form, engine] = partial(timed, run)
+                run()  # warm-up
         found = alternate(works, repeats=repeats, progress=progress, text="one tile")
     for form, row in rows.items():
-        row["latency_ms"] = 1000 * found[form]
-        row["latency_over_off"] = found[form] / found["off"]
-        size = f"{row['parameters'] / 1e6:.3f} M parameters, {row['gmacs']:.3f} GMAC"
-        print(f"{form}: {size}, {row['latency_ms']:.1f} ms")
+        row["engines"] = {
+            engine: {"latency_ms": 1000 * seconds, "over_off": seconds / found["off", engine]}
+            for (other, engine), seconds in found.items()
+            if other == form
+        }
+        print(form, row)
     print(write("warp", list(rows.values()), command=" ".join(["python", *sys.argv]), root=args.root))
 
 
