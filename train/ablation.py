@@ -10,11 +10,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from hfd_edge.comparison.ablation import markdown, result_rows, summarise
+from hfd_edge.comparison.ablation import result_rows, summarise
 from hfd_edge.config import read_toml
 from hfd_edge.errors import HfdEdgeError
-from hfd_edge.files import write_text
-from hfd_edge.report.ablation import plot_ablation
+from hfd_edge.report.ablation import write_table
 from hfd_edge.report.console import bars, table
 from hfd_edge.training.ablation import Table
 from hfd_edge.training.ablation_plan import AblationPlan, jobs_of, select
@@ -37,9 +36,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     plan = read_toml(arguments.plan, AblationPlan)
-    everything = Table(
-        jobs_of(plan, base=arguments.plan.parent), arguments.data or Path(plan.data), arguments.runs
-    )
+    jobs = jobs_of(plan, base=arguments.plan.parent)
+    everything = Table(jobs, arguments.data or Path(plan.data), arguments.runs)
     chosen = Table(select(everything.jobs, arguments.only), everything.data, everything.runs)
     if arguments.dry_run:
         rows = [[name, count, chosen.state(name)] for name, count in chosen.check().items()]
@@ -51,9 +49,7 @@ def main() -> None:
     lines = summarise([(result.row, result.counts) for result in finished])
     path = write(f"ablation-{plan.name}", result_rows([result.row for result in finished], lines),
                  command=" ".join(["python", *sys.argv]), root=arguments.root)  # fmt: skip
-    title, missing = f"Ablation {plan.name}", len(everything.jobs) - len(finished)
-    write_text(path.with_suffix(".md"), markdown(lines, title=title, missing=missing))
-    plot_ablation(lines, path.with_suffix(".png"), title=title)
+    write_table(lines, path, title=f"Ablation {plan.name}", missing=len(jobs) - len(finished))
     print(path)
 
 

@@ -11,12 +11,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from hfd_edge.comparison.ablation import markdown, result_rows, summarise
+from hfd_edge.comparison.ablation import result_rows, summarise
 from hfd_edge.config import parse
 from hfd_edge.errors import HfdEdgeError
-from hfd_edge.files import write_json, write_text
+from hfd_edge.files import write_json
 from hfd_edge.hfdnet.baselines import ARCHITECTURES
-from hfd_edge.report.ablation import plot_ablation
+from hfd_edge.report.ablation import write_table
 from hfd_edge.report.console import bars
 from hfd_edge.training.ablation import Table
 from hfd_edge.training.ablation_plan import AblationPlan, jobs_of
@@ -45,14 +45,10 @@ def main() -> None:
     table = Table(jobs_of(plan, base=arguments.recipe.parent), arguments.data, arguments.runs)
     with bars() as progress:
         table.run(parallel=arguments.parallel, progress=progress)
-    finished, title = table.results(), "SAR-only baselines"
+    finished, path = table.results(), arguments.runs / "baselines.json"
     lines = summarise([(result.row, result.counts) for result in finished])
-    text = markdown(lines, title=title)
-    rows = result_rows([result.row for result in finished], lines)
-    write_json(arguments.runs / "baselines.json", {"rows": rows})
-    write_text(arguments.runs / "baselines.md", text)
-    plot_ablation(lines, arguments.runs / "baselines.png", title=title)
-    print(text)
+    write_json(path, {"rows": result_rows([result.row for result in finished], lines)})
+    print(write_table(lines, path, title="SAR-only baselines"))
 
 
 if __name__ == "__main__":

@@ -6,14 +6,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hfd_edge.comparison.ablation import REFERENCE, Line
+from hfd_edge.comparison.ablation import REFERENCE, Line, markdown
 from hfd_edge.errors import require
-from hfd_edge.files import atomic_path
+from hfd_edge.files import atomic_path, write_text
 
 _WIDTH, _LINE_HEIGHT, _SPLIT_HEIGHT, _DPI = 8.0, 0.3, 0.95, 160  # inches, dots per inch
 _INK, _MUTED, _GRID = "#1c2024", "#68707a", "#e3e6e9"
 # Okabe and Ito's colours, which people with colour-blindness tell apart.
 _COLOURS = {"teacher": "#d55e00", REFERENCE: "#1c2024", "baseline": "#68707a", "distilled": "#0072b2"}
+
+
+def write_table(lines: Sequence[Line], path: Path, *, title: str, missing: int = 0) -> str:
+    """Write lines beside a result file, with its name, as a Markdown table and as a picture.
+
+    Args:
+        lines: From `hfd_edge.comparison.ablation.summarise`; at least one.
+        path: The result file.
+        title: Heading of both.
+        missing: Runs that are not finished.
+    Returns:
+        The Markdown.
+    Raises: as `plot_ablation`.
+    """
+    text = markdown(lines, title=title, missing=missing)
+    write_text(path.with_suffix(".md"), text)
+    plot_ablation(lines, path.with_suffix(".png"), title=title)
+    return text
 
 
 def plot_ablation(lines: Sequence[Line], path: Path, *, title: str) -> None:
