@@ -99,8 +99,7 @@ def warp(features: Tensor, flow: Tensor, *, size: Sequence[int], method: WarpMet
 def _gather_bilinear(features: Tensor, grid: Tensor) -> Tensor:
     """Bilinear sampling at `grid` with clamped borders, from gathers of whole pixels.
 
-    One index takes all channels of a pixel, which lie side by side: in ONNX Runtime a third of GridSample's
-    time, and less than gathers of single values take.
+    One index takes all channels of a pixel, which lie side by side; benchmarks/warp.py times it.
     """
     batch, channels, rows, cols = features.shape
     # Clamping the position first is what padding_mode="border" does, and keeps indices in range.

@@ -72,8 +72,8 @@ class Pipeline(Protocol):
             whether anybody has asked for its result or not.
         tiler: Geometry and preprocessing of the bundle.
         spare_cores: Whether cores are left beside the network, so that files are read ahead and written
-            behind in threads. Where it has every core, they only make it wait: decoding in between, with
-            all threads, is 4 % (ONNX Runtime) to 10 % (OpenVINO INT8) faster on two cores.
+            behind in threads. Where it has every core, they would only make it wait; files are then decoded
+            in between, with all threads.
     """
 
     name: str
