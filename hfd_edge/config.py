@@ -164,7 +164,8 @@ class DistillRecipe(Strict):
         default=0.25,
         gt=0,
         lt=1,
-        description="Share of a batch, on top of training.batch, that --unlabelled pairs have, if given.",
+        description="Share of a batch, on top of training.batch, that pairs without label have, if there "
+        "are any: of --unlabelled folders, and of the training split.",
     )
 
 
@@ -174,6 +175,13 @@ class TrainingRecipe(Strict):
     epochs: int = Field(default=100, gt=0)
     batch: int = Field(default=16, gt=0)
     crop_px: int = Field(default=256, gt=0, description="Side of the training crop; a multiple of 32.")
+    label_share: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Share of the labelled training pairs whose labels are used, evenly spaced by name; the "
+        "others distil alone. For asking what labels, and what pairs without them, are worth.",
+    )
     learning_rate: float = Field(default=2e-4, gt=0)
     weight_decay: float = Field(default=1e-2, ge=0)
     warmup: float = Field(default=0.05, ge=0, lt=1, description="Share of steps of linear warm-up.")

@@ -23,7 +23,7 @@ import torch
 from hfd_edge.config import Recipe
 from hfd_edge.datasets.folder import PairFolder
 from hfd_edge.environment import allowed_cores
-from hfd_edge.errors import CheckpointError, HfdEdgeError, RecipeError
+from hfd_edge.errors import CheckpointError, HfdEdgeError
 from hfd_edge.files import sha256, write_json
 from hfd_edge.hfdnet.run import Run
 from hfd_edge.progress import Progress, silent
@@ -64,24 +64,14 @@ class Table:
         """Steps of each job by name, before anything is trained.
 
         Raises:
-            RecipeError: SAR networks of one split would take different numbers of steps.
             CheckpointError: a run folder is of another recipe, teacher or other data.
             DatasetError: the data lack a split, labels or images that a job needs.
         """
         folders = self._folders(self.jobs)
         steps: dict[str, int] = {}
-        budgets: dict[str, Job] = {}
         for job in self.jobs:
             folder = folders[job.recipe.split]
             steps[job.name] = _steps(job, folder)
-            if job.kind != "teacher":
-                first = budgets.setdefault(job.split, job)
-                if steps[job.name] != steps[first.name]:
-                    raise RecipeError(
-                        f"{job.name} would take {steps[job.name]} steps, but {first.name} "
-                        f"{steps[first.name]}: the training split holds pairs that only one of them can use. "
-                        "Take pairs without label out of the split 'train', so that all have the same budget."
-                    )
             for unlabelled in job.unlabelled:
                 PairFolder.open(unlabelled)
             if self.state(job.name) != "new":
@@ -273,9 +263,10 @@ def _steps(job: Job, folder: PairFolder) -> int:
     """Optimiser steps of a job."""
     training = job.recipe.training
     if job.kind == "teacher":
-        pairs = teacher_pairs(folder, "train", job.recipe.teacher.inputs)
+        inputs = job.recipe.teacher.inputs
+        pairs = teacher_pairs(folder, "train", inputs, label_share=training.label_share)
     else:
-        pairs, _ = student_pairs(folder, job.recipe)
+        pairs = student_pairs(folder, job.recipe).train
     return training.epochs * -(-len(pairs) // training.batch)
 
 

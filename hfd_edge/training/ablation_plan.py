@@ -31,6 +31,7 @@ _SHARED_KEYS = (
     "training.epochs",
     "training.patience",
     "training.batch",
+    "training.label_share",
     "training.crop_px",
     "training.precision",
     "network.init",

@@ -64,8 +64,9 @@ def train_baseline(
     with reproducible(fabric.device, recipe.training.seed, deterministic=recipe.training.deterministic):
         network = run.untrained_network(pretrained=recipe.network.init == "imagenet")
         cache, preprocessing = TileCache(recipe.training.cache_mb), run.info.preprocessing
+        share = {"train": recipe.training.label_share, "val": 1.0}
         train, val = (
-            TileStore(folder, labelled(folder, split), preprocessing, None, cache)
+            TileStore(folder, labelled(folder, split, share=share[split]), preprocessing, None, cache)
             for split in ("train", "val")
         )
         batches = make_batches(run, train, eo_jitter=0.0)

@@ -69,7 +69,8 @@ def train_teacher(
     out = Path(out)
     fabric = make_fabric(recipe.training.precision)
     inputs = recipe.teacher.inputs
-    train, val = (teacher_pairs(folder, split, inputs) for split in ("train", "val"))
+    train = teacher_pairs(folder, "train", inputs, label_share=recipe.training.label_share)
+    val = teacher_pairs(folder, "val", inputs)
     if resume:
         run = reopen(out, recipe, kind="teacher", data_sha256=folder.sha256, teacher_sha256=None)
     else:
@@ -111,8 +112,8 @@ def train_student(
     """Train the student on SAR, distilling from a frozen teacher as `recipe.distill` says.
 
     Args:
-        folder: Data. Training pairs may lack the label, then they distil alone, or the EO that the teacher
-            sees, then their label alone counts.
+        folder: Data. Training pairs may lack the label, then they distil alone (distill.unlabelled), or the
+            EO that the teacher sees, then their label alone counts.
         recipe: How. distill.method = "none" is the SAR-only network.
         out: Run folder; must not exist, unless `resume`.
         teacher: The teacher's run folder; not used when nothing is taken from a teacher. What it sees is
@@ -181,12 +182,13 @@ def student_plan(
         progress: Counts pairs, where their labels have to be counted first.
     """
     recipe, preprocessing, tunes = run.recipe, run.info.preprocessing, run.info.qat_sha256 is not None
-    train, val = student_pairs(folder, recipe, tell=True)
+    train, val, rest = student_pairs(folder, recipe, tell=True)
     distils = recipe.distill.method != "none"
     cache = TileCache(recipe.training.cache_mb)
     store = TileStore(folder, train, preprocessing, eo if distils else None, cache, recipe.teacher.inputs)
     # The teacher was trained to see through jitter; undisturbed input gives the cleaner targets.
-    joining = join_unlabelled(unlabelled, store, batch=recipe.training.batch, share=recipe.distill.unlabelled)
+    batch, share = recipe.training.batch, recipe.distill.unlabelled
+    joining = join_unlabelled(rest, unlabelled, store, batch=batch, share=share)
     batches = make_batches(run, store, eo_jitter=0.0, unlabelled=joining)
     objective = Objective(
         network,

@@ -13,6 +13,7 @@ _NEW_KEYS = (
     ("teacher", "inputs"),
     ("distill", "tolerance_px"),
     ("distill", "unlabelled"),
+    ("training", "label_share"),
     ("training", "accumulate"),
     ("training", "ema"),
     ("training", "class_weights"),

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from hfd_edge.config import Recipe, TeacherInputs
 from hfd_edge.datasets.folder import PairFolder
@@ -25,22 +26,37 @@ _IMAGES: dict[TeacherInputs, str] = {
 }
 
 
-def teacher_pairs(folder: PairFolder, split: str, inputs: TeacherInputs) -> tuple[Pair, ...]:
-    """Pairs with a label and all that the teacher sees; the others are left out. Raises DatasetError."""
-    pairs = labelled(folder, split)
+class StudentPairs(NamedTuple):
+    """What a student is trained on.
+
+    Attributes:
+        train: Pairs of its batches.
+        val: Labelled pairs that choose the epoch.
+        unlabelled: Training pairs that join the batches for the distillation alone.
+    """
+
+    train: tuple[Pair, ...]
+    val: tuple[Pair, ...]
+    unlabelled: tuple[Pair, ...] = ()
+
+
+def teacher_pairs(
+    folder: PairFolder, split: str, inputs: TeacherInputs, *, label_share: float = 1.0
+) -> tuple[Pair, ...]:
+    """Pairs with a label that counts, see `labelled`, and all that the teacher sees. Raises DatasetError."""
+    pairs = labelled(folder, split, share=label_share)
     seen = tuple(pair for pair in pairs if pair.shows(inputs))
     _refuse_none(folder, split, seen, inputs)
     _tell(folder, split, pairs, inputs, "the teacher leaves them out")
     return seen
 
 
-def student_pairs(
-    folder: PairFolder, recipe: Recipe, *, tell: bool = False
-) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
+def student_pairs(folder: PairFolder, recipe: Recipe, *, tell: bool = False) -> StudentPairs:
     """Pairs of train and val that have what the recipe needs.
 
-    A student that distils takes what its teacher sees, with and without label, and what has a label, with
-    and without EO. Of the latter it learns from the label alone.
+    Batches are of labelled pairs, with and without EO, so that a student that distils has the same ones as
+    one that does not. Where the teacher teaches, pairs without label (or beyond training.label_share) that
+    have what it sees join them. Where no pair has a label, these are the batches.
 
     Args:
         folder: Data.
@@ -49,34 +65,46 @@ def student_pairs(
     Raises:
         DatasetError: no pair of train can serve, or none of val has a label.
     """
-    val = labelled(folder, "val")
+    val, share = labelled(folder, "val"), recipe.training.label_share
     if recipe.distill.method == "none":
-        return labelled(folder, "train"), val
+        return StudentPairs(labelled(folder, "train", share=share), val)
     inputs, pairs = recipe.teacher.inputs, folder.pairs("train")
     _refuse_none(folder, "train", [pair for pair in pairs if pair.shows(inputs)], inputs)
     # With correct_only the teacher teaches nothing where no label says whether it is right.
     teaches = not recipe.distill.correct_only
-    useful = tuple(pair for pair in pairs if pair.label is not None or (teaches and pair.shows(inputs)))
+    any_label = any(pair.label is not None for pair in pairs)
+    train = labelled(folder, "train", share=share) if any_label or not teaches else ()
+    rest = [pair for pair in pairs if pair not in train]
+    joining = tuple(pair for pair in rest if teaches and pair.shows(inputs))
     if tell:
-        _tell(folder, "train", useful, inputs, "the student learns from their labels alone")
-        if len(useful) < len(pairs):
+        _tell(folder, "train", train, inputs, "the student learns from their labels alone")
+        if len(joining) < len(rest):
             _log.warning(
                 "%d of %d pairs in split 'train' of %s have neither a label nor %s, and are left out.",
-                *(len(pairs) - len(useful), len(pairs), folder.root),
+                *(len(rest) - len(joining), len(pairs), folder.root),
                 f"an {_IMAGES[inputs]}" if teaches else "a use with distill.correct_only",
             )
-    return useful, val
+    return StudentPairs(train, val, joining) if train else StudentPairs(joining, val)
 
 
-def labelled(folder: PairFolder, split: str) -> tuple[Pair, ...]:
-    """Pairs of a split that have a label. Raises DatasetError where there are none."""
+def labelled(folder: PairFolder, split: str, *, share: float = 1.0) -> tuple[Pair, ...]:
+    """Pairs of a split that have a label.
+
+    Args:
+        folder: Data.
+        split: "train", "val" or "test".
+        share: How many of them, more than 0 to 1, at least one; evenly spaced by name, the same in every run.
+    Raises:
+        DatasetError: there are none.
+    """
     pairs = tuple(pair for pair in folder.pairs(split) if pair.label is not None)
     if not pairs:
         raise DatasetError(
             f"Split '{split}' of {folder.root} has no pair with a label. Add label/ files of the same "
             "names as the sar/ files."
         )
-    return pairs
+    count = max(1, round(share * len(pairs)))
+    return tuple(pairs[(2 * place + 1) * len(pairs) // (2 * count)] for place in range(count))
 
 
 def open_unlabelled(
@@ -136,33 +164,35 @@ def _open_unlabelled(path: Path, recipe: Recipe, folder: PairFolder) -> PairFold
 
 
 def join_unlabelled(
-    folders: Sequence[PairFolder], store: TileStore, *, batch: int, share: float
+    pairs: Sequence[Pair], folders: Sequence[PairFolder], store: TileStore, *, batch: int, share: float
 ) -> Unlabelled | None:
     """Tiles of the unlabelled pairs, prepared by the statistics of the training data, not by their own.
 
     What their pixels are (no-data, looks, EO scale) is for their own dataset.toml to say.
 
     Args:
+        pairs: Of the training data's own folder; from `student_pairs`.
         folders: From `open_unlabelled`.
         store: The labelled tiles of the same training.
         batch: Labelled samples a batch.
         share: Of the whole batch that unlabelled samples are to be, 0 to 1; at least one sample.
     Returns:
-        None without folders.
+        None without any.
     """
-    if not folders:
-        return None
-    stores = []
+    stores = [_without_labels(store, pairs)] if pairs else []
     for folder in folders:
-        pairs = [pair for pair in folder.pairs("train") if pair.shows(store.inputs)]
+        own = [pair for pair in folder.pairs("train") if pair.shows(store.inputs)]
         _tell(folder, "train", folder.pairs("train"), store.inputs, "these unlabelled pairs are left out")
         sar, preprocessing = folder.config.sar, store.preprocessing
         assert preprocessing is not None
         preprocessing = replace(preprocessing, looks=sar.looks, nodata=sar.nodata)
-        # Labels of another folder may mean other classes.
-        plain = [replace(pair, label=None) for pair in pairs]
-        stores.append(replace(store, folder=folder, pairs=plain, preprocessing=preprocessing))
-    return Unlabelled(JoinedStores(stores), max(1, round(batch * share / (1 - share))))
+        stores.append(_without_labels(replace(store, folder=folder, preprocessing=preprocessing), own))
+    return Unlabelled(JoinedStores(stores), max(1, round(batch * share / (1 - share)))) if stores else None
+
+
+def _without_labels(store: TileStore, pairs: Sequence[Pair]) -> TileStore:
+    """Labels are not even read: those of another folder may mean other classes."""
+    return replace(store, pairs=[replace(pair, label=None) for pair in pairs])
 
 
 def _refuse_none(folder: PairFolder, split: str, seen: Sequence[Pair], inputs: TeacherInputs) -> None:

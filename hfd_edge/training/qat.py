@@ -86,7 +86,7 @@ def train_qat(
     recipe = with_inputs_of(source, recipe)
     if source is not None:
         refuse_other_sar(source, student.info.preprocessing)
-    train, _ = student_pairs(folder, recipe)
+    train = student_pairs(folder, recipe).train
     hashes: dict[str, Any] = {
         "teacher_sha256": None if source is None else sha256(source.weights_path),
         "qat_sha256": sha256(student.weights_path),

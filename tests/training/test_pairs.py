@@ -75,7 +75,8 @@ def test_pairs_without_eo_are_told_and_left_to_the_label(
     second = folder.pairs("train")[1].name
     with caplog.at_level(logging.WARNING, logger="hfd_edge.training"):
         assert len(teacher_pairs(folder, "train", "eo")) == 4
-        assert len(student_pairs(folder, recipe(), tell=True)[0]) == 5
+        found = student_pairs(folder, recipe(), tell=True)
+        assert len(found.train) == 5 and not found.unlabelled
     texts = [record.getMessage() for record in caplog.records]
     assert len(texts) == 3
     assert f"1 of 5 pairs in split 'train' of {folder.root} have no EO image, first '{second}'" in texts[0]
@@ -114,7 +115,7 @@ def test_teacher_and_student_train_with_some_eo_missing(
 
 def test_unlabelled_pairs_join_each_batch_by_the_training_statistics(pairs: Path, other: Path) -> None:
     store, foreign = store_of(PairFolder.open(pairs)), PairFolder.open(other)
-    joining = join_unlabelled([foreign, foreign], store, batch=4, share=0.4)
+    joining = join_unlabelled((), [foreign, foreign], store, batch=4, share=0.4)
     assert joining is not None and joining.batch == 3 and len(joining.store) == 6
     plain = Batches(store, 4, NO_CHANGE, seed=2)
     batches = replace(plain, unlabelled=joining)
@@ -135,7 +136,7 @@ def test_unlabelled_pairs_join_each_batch_by_the_training_statistics(pairs: Path
 
 def test_pairs_of_the_training_folder_itself_keep_their_labels_where_they_count(pairs: Path) -> None:
     store = store_of(PairFolder.open(pairs))
-    joining = join_unlabelled([store.folder], store, batch=4, share=0.5)
+    joining = join_unlabelled((), [store.folder], store, batch=4, share=0.5)
     assert joining is not None
     assert all((joining.store[index].label == 255).all() for index in range(6))
     assert not any((store[index].label == 255).all() for index in range(6))
@@ -215,3 +216,45 @@ def test_of_several_split_schemes_the_one_of_the_training_serves(
     chosen = replace(folder, scheme="spatial")
     (found,) = open_unlabelled([root], recipe(), chosen, run)
     assert [pair.name for pair in found.pairs("train")] == names[:1]
+
+
+def test_a_share_of_the_labels_is_used_and_the_other_pairs_distil(
+    pairs: Path, teacher: Path, recipe, tmp_path: Path
+) -> None:
+    folder = PairFolder.open(pairs)
+    names = [pair.name for pair in folder.pairs("train")]
+    few = recipe(training={"label_share": 0.34, "epochs": 1, "batch": 2})
+    found = student_pairs(folder, few)
+    assert [pair.name for pair in found.train] == [names[1], names[4]]
+    assert [pair.name for pair in found.unlabelled] == [names[i] for i in (0, 2, 3, 5)]
+    assert len(found.val) == 2
+    assert [p.name for p in teacher_pairs(folder, "train", "eo", label_share=0.34)] == [names[1], names[4]]
+    for alone in ({"method": "none"}, {"correct_only": True}):
+        assert not student_pairs(folder, recipe(training={"label_share": 0.34}, distill=alone)).unlabelled
+
+    store = store_of(folder)
+    joining = join_unlabelled(found.unlabelled, (), store, batch=2, share=0.5)
+    assert joining is not None and joining.batch == 2 and len(joining.store) == 4
+    assert all((joining.store[index].label == 255).all() for index in range(4))
+    run = train_student(folder, few, tmp_path / "s", teacher=teacher)
+    assert run.metrics()["steps"] == 1
+    assert train_teacher(folder, few, tmp_path / "t").metrics()["steps"] == 1
+
+
+def test_pairs_without_label_join_batches_or_are_them(
+    pairs: Path, teacher: Path, recipe, tmp_path: Path
+) -> None:
+    shutil.copytree(pairs, tmp_path / "data")
+    labels = sorted((tmp_path / "data" / "train" / "label").iterdir())
+    for path in labels[1:]:
+        path.unlink()
+    some = student_pairs(PairFolder.open(tmp_path / "data"), recipe())
+    assert len(some.train) == 1 and len(some.unlabelled) == 5
+    labels[0].unlink()
+    folder = PairFolder.open(tmp_path / "data")
+    none = student_pairs(folder, recipe())
+    assert len(none.train) == 6 and not none.unlabelled
+    settings = recipe(training={"epochs": 1}, distill={"method": "logits"})
+    assert train_student(folder, settings, tmp_path / "run", teacher=teacher).metrics()["steps"] == 2
+    with pytest.raises(DatasetError, match="Split 'train' of .* has no pair with a label"):
+        student_pairs(folder, recipe(distill={"correct_only": True}))
