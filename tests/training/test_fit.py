@@ -347,19 +347,7 @@ def test_missing_files_are_refused_before_training(
         train_student(PairFolder.open(tmp_path / "data"), none, tmp_path / "run")
 
 
-def test_unlabelled_pairs_serve_distillation_only(pairs: Path, teacher: Path, recipe, tmp_path: Path) -> None:
-    shutil.copytree(pairs, tmp_path / "data")
-    for path in sorted((tmp_path / "data" / "train" / "label").iterdir())[:3]:
-        path.unlink()
-    folder = PairFolder.open(tmp_path / "data")
-    distilled = train_student(folder, recipe(training={"epochs": 1}), tmp_path / "a", teacher=teacher)
-    none = recipe(distill={"method": "none"}, training={"epochs": 1})
-    plain = train_student(folder, none, tmp_path / "b")
-    assert distilled.metrics()["steps"] == 2  # 6 pairs
-    assert plain.metrics()["steps"] == 1  # 3 pairs
-
-
-@pytest.mark.parametrize("name", ["demo", "ombria"])
+@pytest.mark.parametrize("name", ["demo", "ombria", "simulated"])
 def test_shipped_recipes_are_valid(name: str) -> None:
     recipe = read_toml(resource_folder("recipes") / f"{name}.toml", Recipe)
     assert recipe.network.preset == "s"

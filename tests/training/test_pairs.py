@@ -250,6 +250,15 @@ def test_pairs_without_label_join_batches_or_are_them(
         path.unlink()
     some = student_pairs(PairFolder.open(tmp_path / "data"), recipe())
     assert len(some.train) == 1 and len(some.unlabelled) == 5
+    settings = recipe(training={"epochs": 2, "batch": 2}, distill={"method": "logits"})
+    folder = PairFolder.open(tmp_path / "data")
+    joined = train_student(folder, settings, tmp_path / "joined", teacher=teacher)
+    assert joined.metrics()["steps"] == 2  # of one labelled pair each, not of six pairs
+    lonely = recipe(training={"epochs": 2, "batch": 2}, distill={"method": "none"})
+    alone = train_student(folder, lonely, tmp_path / "alone")
+    assert alone.metrics()["steps"] == 2
+    weights = [read_tensors(run.weights_path)[0]["classifier.weight"] for run in (joined, alone)]
+    assert not torch.equal(*weights)
     labels[0].unlink()
     folder = PairFolder.open(tmp_path / "data")
     none = student_pairs(folder, recipe())
