@@ -180,7 +180,7 @@ class TrainingRecipe(Strict):
         gt=0,
         le=1,
         description="Share of the labelled training pairs whose labels are used, evenly spaced by name; the "
-        "others distil alone. For asking what labels, and what pairs without them, are worth.",
+        "others distil alone. Epochs stay as long. For asking what labels and unlabelled pairs are worth.",
     )
     learning_rate: float = Field(default=2e-4, gt=0)
     weight_decay: float = Field(default=1e-2, ge=0)

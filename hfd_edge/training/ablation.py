@@ -34,6 +34,7 @@ from hfd_edge.training.fit import train_student, train_teacher
 from hfd_edge.training.pairs import open_unlabelled, student_pairs, teacher_pairs
 from hfd_edge.training.plan import OnEpoch
 from hfd_edge.training.preparation import reopen
+from hfd_edge.training.samples import steps_per_epoch
 
 SCORES_NAME = "test.json"
 _FACTS = ("best_epoch", "steps", "seconds", "images_per_second", "device")
@@ -267,7 +268,8 @@ def _steps(job: Job, folder: PairFolder) -> int:
         pairs = teacher_pairs(folder, "train", inputs, label_share=training.label_share)
     else:
         pairs = student_pairs(folder, job.recipe).train
-    return training.epochs * -(-len(pairs) // training.batch)
+    share = training.label_share
+    return training.epochs * steps_per_epoch(len(pairs), batch=training.batch, label_share=share)
 
 
 def _result(job: Job, out: Path) -> Result:

@@ -43,7 +43,7 @@ def make_batches(
         sar_gain=_sar_gain(run, training.sar_gain_db),
         ignore_index=run.info.dataset.ignore_index,
     )
-    return Batches(store, training.batch, augmentation, training.seed, unlabelled)
+    return Batches(store, training.batch, augmentation, training.seed, unlabelled, training.label_share)
 
 
 def _sar_gain(run: Run, gain_db: float) -> tuple[float, ...]:

@@ -18,6 +18,7 @@ from hfd_edge.datasets.statistics import eo_statistics, fit_preprocessing
 from hfd_edge.errors import CheckpointError, DatasetError, RecipeError
 from hfd_edge.hfdnet.run import Run, read_tensors
 from hfd_edge.raster.image import read_image, write_image
+from hfd_edge.training.baselines import train_baseline
 from hfd_edge.training.fit import train_student, train_teacher
 from hfd_edge.training.pairs import join_unlabelled, open_unlabelled, student_pairs, teacher_pairs
 from hfd_edge.training.samples import Augmentation, Batches, EoStatistics, TileCache, TileStore
@@ -237,8 +238,10 @@ def test_a_share_of_the_labels_is_used_and_the_other_pairs_distil(
     assert joining is not None and joining.batch == 2 and len(joining.store) == 4
     assert all((joining.store[index].label == 255).all() for index in range(4))
     run = train_student(folder, few, tmp_path / "s", teacher=teacher)
-    assert run.metrics()["steps"] == 1
-    assert train_teacher(folder, few, tmp_path / "t").metrics()["steps"] == 1
+    assert run.metrics()["steps"] == 3  # an epoch is as long as with all six labels
+    assert train_teacher(folder, few, tmp_path / "t").metrics()["steps"] == 3
+    assert train_baseline(folder, few, tmp_path / "b", arch="Unet").metrics()["steps"] == 3
+    assert Batches(store, 2, NO_CHANGE, seed=0, label_share=0.5).steps_per_epoch == 6
 
 
 def test_pairs_without_label_join_batches_or_are_them(
