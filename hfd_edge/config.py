@@ -214,6 +214,11 @@ class TrainingRecipe(Strict):
     focal_gamma: float = Field(
         default=0.0, ge=0, le=10, description="Focal loss: pixels that are right count less; 0 is off."
     )
+    keep: Literal["best", "last"] = Field(
+        default="best",
+        description="Epoch whose weights are kept: that of the best validation mIoU, or the last one, where "
+        "val is too small, or too unlike the scenes to come, to choose by.",
+    )
     patience: int = Field(
         default=0, ge=0, description="Epochs without a better validation mIoU after which it stops; 0: never."
     )
@@ -235,6 +240,15 @@ class TrainingRecipe(Strict):
         if self.accumulate > self.batch:
             raise ValueError(
                 f"accumulate is {self.accumulate}, but a batch of {self.batch} cannot have more pieces"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stops(self) -> TrainingRecipe:
+        if self.patience and self.keep == "last":
+            raise ValueError(
+                'patience stops some epochs after the best one, which keep = "last" does not look for; set '
+                'patience = 0, or keep = "best"'
             )
         return self
 

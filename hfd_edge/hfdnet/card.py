@@ -134,7 +134,7 @@ def _input(run: Run) -> str:
 def _accuracy(run: Run, scores: Sequence[Mapping[str, Any]]) -> str:
     columns: list[Mapping[str, Any]] = [*scores]
     if metrics := run.metrics():
-        columns.append({**metrics, "split": "val, best epoch"})
+        columns.append({**metrics, "split": f"val, {run.recipe.training.keep} epoch"})
     if not columns:
         return "Not measured."
     rows = [
@@ -172,7 +172,7 @@ def _training(run: Run) -> str:
         "first weights": f"`{run.recipe.network.init}`, seed {training.seed}",
         "samples": f"batches of {training.batch} crops of {training.crop_px} pixels",
         "steps": metrics.get("steps"),
-        "best epoch": metrics.get("best_epoch"),
+        f"{training.keep} epoch": metrics.get("best_epoch"),
         "epochs": metrics.get("epochs"),
         "device": metrics.get("device"),
         "precision": training.precision,
@@ -185,8 +185,9 @@ def _limits(run: Run, scores: Sequence[Mapping[str, Any]]) -> str:
         "Trained on one data set: other sensors, incidence angles, seasons and landscapes are not covered. "
         "`predict` warns of scenes unlike the training images, if the bundle was exported with `--data`.",
         'Every pixel with data gets one of the classes above; there is no "other".',
-        "The epoch was chosen by the validation split, so figures on it flatter.",
     ]
+    if run.recipe.training.keep == "best":
+        lines.append("The epoch was chosen by the validation split, so figures on it flatter.")
     if not any(score["split"] not in ("train", "val") for score in scores):
         lines.append("Not measured on a split that the training did not see (`hfd-edge card --data`).")
     if run.info.dataset.sar.units == "stretched" and run.info.preprocessing is not None:

@@ -29,6 +29,7 @@ _OWN_KEYS = {
 """Recipe keys that a plan has keys of its own for."""
 _SHARED_KEYS = (
     "training.epochs",
+    "training.keep",
     "training.patience",
     "training.batch",
     "training.label_share",

@@ -18,6 +18,7 @@ _NEW_KEYS = (
     ("training", "ema"),
     ("training", "class_weights"),
     ("training", "focal_gamma"),
+    ("training", "keep"),
     ("training", "patience"),
     ("training", "deterministic"),
 )

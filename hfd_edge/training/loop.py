@@ -234,7 +234,9 @@ class Trainer:
         self._keep_if_best(self.state.history[-1]["epoch"], scores)
 
     def _keep_if_best(self, epoch: int, scores: dict[str, Any]) -> None:
-        if self.state.best is None or scores["miou"] > self.state.best["miou"]:
+        """Keep the weights, if they are what the recipe wants to keep, so far."""
+        best, any_later = self.state.best, self.plan.run.recipe.training.keep == "last"
+        if best is None or any_later or scores["miou"] > best["miou"]:
             self.state.best = {"epoch": epoch, **scores}
             with self._kept_weights():
                 weights = plain_state(self.plan.objective.network.state_dict())

@@ -137,6 +137,14 @@ def test_a_card_says_what_was_measured_and_on_what(tmp_path: Path) -> None:
     assert "|  | test of ombria (scheme event) | val, best epoch |" in card and unseen not in card
 
 
+def test_a_card_of_the_last_epoch(tmp_path: Path) -> None:
+    training = CWD.training.model_copy(update={"keep": "last"})
+    run = make(tmp_path / "run", recipe=CWD.model_copy(update={"training": training}))
+    card, chosen = model_card(run), "The epoch was chosen by the validation split"
+    assert "|  | val, last epoch |" in card and "- last epoch: 2" in card and chosen not in card
+    assert chosen in model_card(make(tmp_path / "best"))
+
+
 def test_a_card_tells_of_qat_and_of_the_teachers_weights_without_distillation(tmp_path: Path) -> None:
     recipe = Recipe.model_validate({"network": {**SMALL, "init": "teacher"}, "distill": {"method": "none"}})
     for name, changes, text in (

@@ -291,6 +291,33 @@ def test_it_stops_when_nothing_gets_better(
     assert run.metrics() == metrics
 
 
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_the_last_epoch_is_kept_where_the_recipe_says_so(
+    ema: float, folder: PairFolder, recipe, tmp_path: Path
+) -> None:
+    # Trained at such a rate, the epochs after the first are no better than chance.
+    training = {"epochs": 4, "keep": "last", "learning_rate": 0.3, "ema": ema}
+    settings = recipe(network=SMALL, distill=ALONE, training=training)
+    with pytest.raises(KeyboardInterrupt):
+        train_student(folder, settings, tmp_path / "run", progress=stopped_at(5))
+    run = train_student(folder, settings, tmp_path / "run", resume=True)
+    metrics, (checkpoint, _) = run.metrics(), read_tensors(run.checkpoint_path)
+    assert metrics["best_epoch"] == 4
+    assert metrics["miou"] == metrics["history"][-1]["miou"]
+    last = {
+        name: value for name, value in checkpoint.items() if name.startswith("average/" if ema else "model/")
+    }
+    kept, _ = read_tensors(run.weights_path)
+    for name, value in kept.items():
+        source = last.get(f"average/{name}" if ema else f"model/network.{name}")
+        assert source is not None and torch.equal(source.to(value.dtype), value), name
+
+
+def test_keeping_the_last_epoch_goes_with_no_patience() -> None:
+    with pytest.raises(ValueError, match='keep = "last" does not look for; set patience = 0'):
+        Recipe.model_validate({"training": {"keep": "last", "patience": 3}})
+
+
 def test_a_training_to_the_end_says_so(folder: PairFolder, recipe, tmp_path: Path) -> None:
     settings = recipe(network=SMALL, distill=ALONE, training={"epochs": 2, "patience": 2})
     with pytest.raises(KeyboardInterrupt):
@@ -384,8 +411,10 @@ def test_checkpoints_of_before_these_options_go_on(folder: PairFolder, recipe, t
     run = train_student(
         folder, recipe(network=SMALL, distill=ALONE, training={"epochs": 1}), tmp_path / "run"
     )
-    options = ("accumulate", "ema", "class_weights", "focal_gamma", "patience", "deterministic")
+    options = ("accumulate", "ema", "class_weights", "focal_gamma", "patience", "deterministic", "keep")
+    options = (*options, "label_share")
     changed = {"accumulate": 2, "ema": 0.5, "class_weights": "balanced", "focal_gamma": 1.0, "patience": 3}
+    changed |= {"keep": "last", "label_share": 0.5}
     for key in options:
         training = run.recipe.training.model_copy(update={key: changed.get(key, True)})
         other = replace(run, recipe=run.recipe.model_copy(update={"training": training}))
