@@ -60,3 +60,13 @@ def test_make_targets_exist() -> None:
 def test_linked_files_exist() -> None:
     for link in re.findall(r"\]\(([^)#:]+)\)", README.read_text("utf-8")):
         assert (README.parent / link).exists(), link
+
+
+def test_the_tables_of_the_docs_are_the_measured_ones() -> None:
+    results = sorted((README.parent / "benchmarks" / "results").glob("*/ablation-*.md"))
+    docs = (README.parent / "docs" / "hfdnet.md").read_text("utf-8")
+    shown = [path for path in results if path.with_suffix(".png").name in docs]
+    assert shown == results
+    for path in results:
+        missing = [line for line in path.read_text("utf-8").splitlines() if line not in docs]
+        assert [line for line in missing if line.startswith("| ")] == []

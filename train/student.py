@@ -34,7 +34,7 @@ def main() -> None:
     recipe = read_toml(arguments.recipe, Recipe, overrides=tuple(arguments.overrides))
     folder = PairFolder.open(arguments.data, scheme=recipe.split)
     if arguments.qat is not None and arguments.unlabelled:
-        parser.error("--qat trains on the labelled pairs alone: leave out --unlabelled")
+        parser.error("--qat trains on the pairs of --data alone: leave out --unlabelled")
     own = {"unlabelled": arguments.unlabelled} if arguments.qat is None else {"start": arguments.qat}
     with bars() as progress:
         run = (train_student if arguments.qat is None else train_qat)(

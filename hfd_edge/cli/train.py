@@ -89,7 +89,7 @@ def student(
     from hfd_edge.training.qat import train_qat
 
     if qat is not None and unlabelled:
-        raise typer.BadParameter("--qat trains on the labelled pairs alone: leave out --unlabelled.")
+        raise typer.BadParameter("--qat trains on the pairs of --data alone: leave out --unlabelled.")
     options: dict[str, Any] = {"overrides": set_, "as_json": json, "tensorboard": tensorboard}
     options |= {"resume": resume, "teacher": teacher}
     if qat is None:
