@@ -81,8 +81,9 @@ class Bare:
             self.teacher = self.teacher.to(DEVICE, memory_format=layout)
         self.optimizer = torch.optim.AdamW(self.objective.parameters(), lr=1e-4, fused=True)
         eo = eo_statistics_of(teacher or run)
-        store = TileStore(folder, folder.pairs("train"), run.info.preprocessing, eo, TileCache(4096))
-        batch = make_batches(run, store, eo_jitter=0.0)(0)
+        pairs = folder.pairs("train")
+        store = TileStore(folder, pairs, run.info.preprocessing, eo, TileCache(4096))
+        batch = make_batches(run, store, epoch=len(pairs), eo_jitter=0.0)(0)
         self.batch = type(batch)(*(None if part is None else part.to(DEVICE) for part in batch))
 
     def step(self) -> None:

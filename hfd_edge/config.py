@@ -162,10 +162,10 @@ class DistillRecipe(Strict):
     correct_only: bool = Field(default=False, description="Only pixels that the teacher gets right.")
     unlabelled: float = Field(
         default=0.25,
-        gt=0,
+        ge=0,
         lt=1,
         description="Share of a batch, on top of training.batch, that pairs without label have, if there "
-        "are any: of --unlabelled folders, and of the training split.",
+        "are any: of --unlabelled folders, and of the training split; 0 leaves these out.",
     )
 
 
@@ -180,7 +180,7 @@ class TrainingRecipe(Strict):
         gt=0,
         le=1,
         description="Share of the labelled training pairs whose labels are used, evenly spaced by name; the "
-        "others distil alone. Epochs stay as long. For asking what labels and unlabelled pairs are worth.",
+        "others are pairs without label. Epochs stay as long. For asking what labels are worth.",
     )
     learning_rate: float = Field(default=2e-4, gt=0)
     weight_decay: float = Field(default=1e-2, ge=0)
@@ -217,7 +217,7 @@ class TrainingRecipe(Strict):
     keep: Literal["best", "last"] = Field(
         default="best",
         description="Epoch whose weights are kept: that of the best validation mIoU, or the last one, where "
-        "val is too small, or too unlike the scenes to come, to choose by.",
+        "val is too small, or too unlike the scenes to come, to choose by. QAT keeps the best.",
     )
     patience: int = Field(
         default=0, ge=0, description="Epochs without a better validation mIoU after which it stops; 0: never."

@@ -34,19 +34,20 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.out.exists():
         parser.error(f"{arguments.out} already exists. Choose another --out, or remove it first.")
-
     recipe = read_toml(arguments.recipe, Recipe, overrides=tuple(arguments.overrides))
     folder = PairFolder.open(arguments.data, scheme=recipe.split)
-    student = arguments.runs / "student"
-    teacher = None if recipe.distill.method == "none" else arguments.runs / "teacher"
+    folder.pairs("test")  # what is missing is said now, not after hours
+    student, teacher = arguments.runs / "student", None
+    if recipe.distill.method != "none" or recipe.network.init == "teacher":
+        teacher = arguments.runs / "teacher"
     with bars() as progress:
         if teacher is not None:
             train_teacher(folder, recipe, teacher, resume=teacher.exists(), progress=progress)
         run = train_student(folder, recipe, student, teacher=teacher, unlabelled=arguments.unlabelled,
                             resume=student.exists(), progress=progress)  # fmt: skip
         scores = measure(student, arguments.data, progress=progress)
+        write_text(arguments.runs / "CARD.md", model_card(run, scores=[scores]))
         export_run(student, arguments.out, folder=folder, progress=progress)
-    write_text(arguments.runs / "CARD.md", model_card(run, scores=[scores]))
     print(f"{arguments.out}: test mIoU {scores['miou']:.4f}; card: {arguments.runs / 'CARD.md'}")
 
 

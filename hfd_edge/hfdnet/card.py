@@ -170,6 +170,7 @@ def _training(run: Run) -> str:
         "data": f"{run.info.dataset.name}, {scheme}",
         "source and licence": _source(run),
         "first weights": f"`{run.recipe.network.init}`, seed {training.seed}",
+        "labels used": None if training.label_share == 1 else f"{training.label_share:.0%} of train",
         "samples": f"batches of {training.batch} crops of {training.crop_px} pixels",
         "steps": metrics.get("steps"),
         f"{training.keep} epoch": metrics.get("best_epoch"),

@@ -31,10 +31,9 @@ from hfd_edge.training.ablation_plan import Job
 from hfd_edge.training.baselines import sar_only, train_baseline
 from hfd_edge.training.evaluate import evaluate_run
 from hfd_edge.training.fit import train_student, train_teacher
-from hfd_edge.training.pairs import open_unlabelled, student_pairs, teacher_pairs
+from hfd_edge.training.pairs import epoch_pairs, open_unlabelled, student_pairs, teacher_pairs
 from hfd_edge.training.plan import OnEpoch
 from hfd_edge.training.preparation import reopen
-from hfd_edge.training.samples import steps_per_epoch
 
 SCORES_NAME = "test.json"
 _FACTS = ("best_epoch", "steps", "seconds", "images_per_second", "device")
@@ -265,11 +264,11 @@ def _steps(job: Job, folder: PairFolder) -> int:
     training = job.recipe.training
     if job.kind == "teacher":
         inputs = job.recipe.teacher.inputs
-        pairs = teacher_pairs(folder, "train", inputs, label_share=training.label_share)
+        teacher_pairs(folder, "train", inputs, label_share=training.label_share)
+        pairs = epoch_pairs(folder, inputs)
     else:
-        pairs = student_pairs(folder, job.recipe).train
-    share = training.label_share
-    return training.epochs * steps_per_epoch(len(pairs), batch=training.batch, label_share=share)
+        pairs = student_pairs(folder, job.recipe).epoch
+    return training.epochs * -(-pairs // training.batch)
 
 
 def _result(job: Job, out: Path) -> Result:

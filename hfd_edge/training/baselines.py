@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from hfd_edge.config import Recipe
@@ -13,7 +14,7 @@ from hfd_edge.progress import Progress, silent
 from hfd_edge.training.devices import make_fabric, reproducible
 from hfd_edge.training.fit import execute, preprocessing_of
 from hfd_edge.training.objective import Objective
-from hfd_edge.training.pairs import labelled
+from hfd_edge.training.pairs import student_pairs
 from hfd_edge.training.plan import OnEpoch, Plan
 from hfd_edge.training.preparation import (
     make_batches,
@@ -64,12 +65,9 @@ def train_baseline(
     with reproducible(fabric.device, recipe.training.seed, deterministic=recipe.training.deterministic):
         network = run.untrained_network(pretrained=recipe.network.init == "imagenet")
         cache, preprocessing = TileCache(recipe.training.cache_mb), run.info.preprocessing
-        share = {"train": recipe.training.label_share, "val": 1.0}
-        train, val = (
-            TileStore(folder, labelled(folder, split, share=share[split]), preprocessing, None, cache)
-            for split in ("train", "val")
-        )
-        batches = make_batches(run, train, eo_jitter=0.0)
+        pairs = student_pairs(folder, recipe)
+        train = TileStore(folder, pairs.train, preprocessing, None, cache)
+        batches = make_batches(run, train, epoch=pairs.epoch, eo_jitter=0.0)
         plan = Plan(
             run=run,
             objective=Objective(
@@ -78,7 +76,7 @@ def train_baseline(
                 supervision=supervision(recipe.training, folder, train.pairs, progress=progress),
             ),
             batches=batches,
-            validation=val,
+            validation=replace(train, pairs=pairs.val),
             schedule=make_schedule(run, batches, ramp=0),
         )
         return execute(plan, fabric, resume=resume, progress=progress, on_epoch=on_epoch)

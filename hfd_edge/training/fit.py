@@ -23,7 +23,13 @@ from hfd_edge.training.evaluate import eo_statistics_of
 from hfd_edge.training.identity import identity_of
 from hfd_edge.training.loop import Trainer
 from hfd_edge.training.objective import Distillation, Objective
-from hfd_edge.training.pairs import join_unlabelled, open_unlabelled, student_pairs, teacher_pairs
+from hfd_edge.training.pairs import (
+    epoch_pairs,
+    join_unlabelled,
+    open_unlabelled,
+    student_pairs,
+    teacher_pairs,
+)
 from hfd_edge.training.plan import OnEpoch, Plan
 from hfd_edge.training.preparation import (
     make_batches,
@@ -83,7 +89,8 @@ def train_teacher(
         network = run.untrained_network(pretrained=recipe.network.init != "random")
         cache, eo = TileCache(recipe.training.cache_mb), eo_statistics_of(run)
         store = TileStore(folder, train, run.info.preprocessing, eo, cache, inputs)
-        batches = make_batches(run, store, eo_jitter=recipe.training.eo_jitter)
+        epoch, jitter = epoch_pairs(folder, inputs), recipe.training.eo_jitter
+        batches = make_batches(run, store, epoch=epoch, eo_jitter=jitter)
         plan = Plan(
             run=run,
             objective=Objective(
@@ -182,14 +189,14 @@ def student_plan(
         progress: Counts pairs, where their labels have to be counted first.
     """
     recipe, preprocessing, tunes = run.recipe, run.info.preprocessing, run.info.qat_sha256 is not None
-    train, val, rest = student_pairs(folder, recipe, tell=True)
+    train, val, epoch, rest = student_pairs(folder, recipe, tell=True)
     distils = recipe.distill.method != "none"
     cache = TileCache(recipe.training.cache_mb)
     store = TileStore(folder, train, preprocessing, eo if distils else None, cache, recipe.teacher.inputs)
     # The teacher was trained to see through jitter; undisturbed input gives the cleaner targets.
     batch, share = recipe.training.batch, recipe.distill.unlabelled
     joining = join_unlabelled(rest, unlabelled, store, batch=batch, share=share)
-    batches = make_batches(run, store, eo_jitter=0.0, unlabelled=joining)
+    batches = make_batches(run, store, epoch=epoch, eo_jitter=0.0, unlabelled=joining)
     objective = Objective(
         network,
         ignore_index=folder.config.ignore_index,

@@ -125,7 +125,7 @@ class Trainer:
             steps = range(0)
         reporter.start()
         if self.plan.start_counts and self.state.step == 0:
-            self._keep_if_best(0, self._validate())
+            self._keep_if_wanted(0, self._validate())
             self._save_best()
             reporter.lap(training=False)
         self._model.train()
@@ -231,11 +231,13 @@ class Trainer:
         self._check_learned()
         scores = self._validate()
         reporter.add_row(scores, sums)
-        self._keep_if_best(self.state.history[-1]["epoch"], scores)
+        self._keep_if_wanted(self.state.history[-1]["epoch"], scores)
 
-    def _keep_if_best(self, epoch: int, scores: dict[str, Any]) -> None:
+    def _keep_if_wanted(self, epoch: int, scores: dict[str, Any]) -> None:
         """Keep the weights, if they are what the recipe wants to keep, so far."""
-        best, any_later = self.state.best, self.plan.run.recipe.training.keep == "last"
+        # A fine-tuning keeps its start where it does not help, whatever its recipe says.
+        any_later = self.plan.run.recipe.training.keep == "last" and not self.plan.start_counts
+        best = self.state.best
         if best is None or any_later or scores["miou"] > best["miou"]:
             self.state.best = {"epoch": epoch, **scores}
             with self._kept_weights():

@@ -31,22 +31,29 @@ class StudentPairs(NamedTuple):
 
     Attributes:
         train: Pairs of its batches.
-        val: Labelled pairs that choose the epoch.
+        val: Labelled pairs that it is validated on.
+        epoch: Pairs that an epoch counts; see `epoch_pairs`.
         unlabelled: Training pairs that join the batches for the distillation alone.
     """
 
     train: tuple[Pair, ...]
     val: tuple[Pair, ...]
+    epoch: int
     unlabelled: tuple[Pair, ...] = ()
 
 
 def teacher_pairs(
     folder: PairFolder, split: str, inputs: TeacherInputs, *, label_share: float = 1.0
 ) -> tuple[Pair, ...]:
-    """Pairs with a label that counts, see `labelled`, and all that the teacher sees. Raises DatasetError."""
+    """Pairs with a label that is used, see `labelled`, and all that the teacher sees. Raises DatasetError."""
     pairs = labelled(folder, split, share=label_share)
     seen = tuple(pair for pair in pairs if pair.shows(inputs))
-    _refuse_none(folder, split, seen, inputs)
+    _refuse_none(folder, split, [pair for pair in labelled(folder, split) if pair.shows(inputs)], inputs)
+    if not seen:
+        raise DatasetError(
+            f"None of the {len(pairs)} pairs of split '{split}' of {folder.root} whose labels are used has "
+            f"an {_IMAGES[inputs]}. Raise training.label_share from {label_share:g}."
+        )
     _tell(folder, split, pairs, inputs, "the teacher leaves them out")
     return seen
 
@@ -54,9 +61,9 @@ def teacher_pairs(
 def student_pairs(folder: PairFolder, recipe: Recipe, *, tell: bool = False) -> StudentPairs:
     """Pairs of train and val that have what the recipe needs.
 
-    Batches are of labelled pairs, with and without EO, so that a student that distils has the same ones as
-    one that does not. Where the teacher teaches, pairs without label (or beyond training.label_share) that
-    have what it sees join them. Where no pair has a label, these are the batches.
+    Batches are of pairs whose label is used, with and without EO, so that a student that distils has the same
+    ones as one that does not. Where the teacher teaches, the others join them, if they have what it sees.
+    Where no pair has a label, these are the batches.
 
     Args:
         folder: Data.
@@ -67,24 +74,42 @@ def student_pairs(folder: PairFolder, recipe: Recipe, *, tell: bool = False) -> 
     """
     val, share = labelled(folder, "val"), recipe.training.label_share
     if recipe.distill.method == "none":
-        return StudentPairs(labelled(folder, "train", share=share), val)
+        return StudentPairs(labelled(folder, "train", share=share), val, epoch_pairs(folder))
     inputs, pairs = recipe.teacher.inputs, folder.pairs("train")
     _refuse_none(folder, "train", [pair for pair in pairs if pair.shows(inputs)], inputs)
     # With correct_only the teacher teaches nothing where no label says whether it is right.
     teaches = not recipe.distill.correct_only
-    any_label = any(pair.label is not None for pair in pairs)
-    train = labelled(folder, "train", share=share) if any_label or not teaches else ()
-    rest = [pair for pair in pairs if pair not in train]
+    if teaches and all(pair.label is None for pair in pairs):
+        alone = tuple(pair for pair in pairs if pair.shows(inputs))
+        return StudentPairs(alone, val, len(alone))
+    train = labelled(folder, "train", share=share)
+    used = set(train)
+    rest = [pair for pair in pairs if pair not in used]
     joining = tuple(pair for pair in rest if teaches and pair.shows(inputs))
     if tell:
         _tell(folder, "train", train, inputs, "the student learns from their labels alone")
         if len(joining) < len(rest):
             _log.warning(
-                "%d of %d pairs in split 'train' of %s have neither a label nor %s, and are left out.",
+                "%d of %d pairs in split 'train' of %s have neither a label that is used nor %s, and are "
+                "left out.",
                 *(len(rest) - len(joining), len(pairs), folder.root),
                 f"an {_IMAGES[inputs]}" if teaches else "a use with distill.correct_only",
             )
-    return StudentPairs(train, val, joining) if train else StudentPairs(joining, val)
+    return StudentPairs(train, val, epoch_pairs(folder), joining)
+
+
+def epoch_pairs(folder: PairFolder, inputs: TeacherInputs | None = None) -> int:
+    """Pairs that an epoch counts: the labelled ones of train, however many of the labels are used.
+
+    So a share of the labels means neither a shorter training nor more validations.
+
+    Args:
+        folder: Data.
+        inputs: Count only pairs that have this; None counts all.
+    Raises:
+        DatasetError: no pair has a label.
+    """
+    return sum(inputs is None or pair.shows(inputs) for pair in labelled(folder, "train"))
 
 
 def labelled(folder: PairFolder, split: str, *, share: float = 1.0) -> tuple[Pair, ...]:
@@ -127,6 +152,11 @@ def open_unlabelled(
         raise RecipeError(
             'Unlabelled pairs serve distillation alone, but distill.method is "none". Choose a method that '
             "distils, or leave out --unlabelled."
+        )
+    if not recipe.distill.unlabelled:
+        raise RecipeError(
+            "Unlabelled pairs cannot be used with distill.unlabelled = 0, their share of a batch. Raise it, "
+            "or leave out --unlabelled."
         )
     if recipe.distill.correct_only:
         raise RecipeError(
@@ -175,10 +205,13 @@ def join_unlabelled(
         folders: From `open_unlabelled`.
         store: The labelled tiles of the same training.
         batch: Labelled samples a batch.
-        share: Of the whole batch that unlabelled samples are to be, 0 to 1; at least one sample.
+        share: Of the whole batch that unlabelled samples are to be, 0 to less than 1; at least one sample,
+            unless it is 0.
     Returns:
-        None without any.
+        None without any, and for a share of 0.
     """
+    if not share:
+        return None
     stores = [_without_labels(store, pairs)] if pairs else []
     for folder in folders:
         own = [pair for pair in folder.pairs("train") if pair.shows(store.inputs)]

@@ -25,7 +25,7 @@ _ROUNDING = 1e-4
 
 
 def make_batches(
-    run: Run, store: TileStore, *, eo_jitter: float, unlabelled: Unlabelled | None = None
+    run: Run, store: TileStore, *, epoch: int, eo_jitter: float, unlabelled: Unlabelled | None = None
 ) -> Batches:
     """The run's augmented batches of a store. Raises RecipeError."""
     training = run.recipe.training
@@ -43,7 +43,7 @@ def make_batches(
         sar_gain=_sar_gain(run, training.sar_gain_db),
         ignore_index=run.info.dataset.ignore_index,
     )
-    return Batches(store, training.batch, augmentation, training.seed, unlabelled, training.label_share)
+    return Batches(store, training.batch, augmentation, training.seed, unlabelled, epoch)
 
 
 def _sar_gain(run: Run, gain_db: float) -> tuple[float, ...]:

@@ -86,7 +86,8 @@ def train_qat(
     recipe = with_inputs_of(source, recipe)
     if source is not None:
         refuse_other_sar(source, student.info.preprocessing)
-    train = student_pairs(folder, recipe).train
+    pairs = student_pairs(folder, recipe)
+    seen = sorted((*pairs.train, *pairs.unlabelled), key=lambda pair: pair.name)  # ranges need no labels
     hashes: dict[str, Any] = {
         "teacher_sha256": None if source is None else sha256(source.weights_path),
         "qat_sha256": sha256(student.weights_path),
@@ -101,7 +102,7 @@ def train_qat(
         network = student.network().to(fabric.device)
         fold_norms(network)
         # Not measured again: on another machine they would differ in the last bit.
-        ranges = run.quantizers() if resume else _measure(run, folder, train, network, progress)
+        ranges = run.quantizers() if resume else _measure(run, folder, seen, network, progress)
         assert ranges is not None  # the run says that it was trained with quantisers
         add_quantisers(network, ranges)
         expert, eo = (None, None) if source is None else (source.network(), eo_statistics_of(source))
@@ -157,13 +158,12 @@ def _fixed(recipe: Recipe) -> dict[str, Any]:
 
 
 def _measure(
-    run: Run, folder: PairFolder, train: Sequence[Pair], network: HfdNet, progress: Progress
+    run: Run, folder: PairFolder, pairs: Sequence[Pair], network: HfdNet, progress: Progress
 ) -> dict[str, float]:
     """Ranges of the activations on whole training tiles, spread evenly over the split."""
     settings = run.recipe.qat
-    places = np.linspace(0, len(train) - 1, min(settings.calibration_tiles, len(train))).round().astype(int)
-    pairs = [train[place] for place in places]
-    store = TileStore(folder, pairs, run.info.preprocessing, None, TileCache(0))
+    places = np.linspace(0, len(pairs) - 1, min(settings.calibration_tiles, len(pairs))).round().astype(int)
+    store = TileStore(folder, [pairs[place] for place in places], run.info.preprocessing, None, TileCache(0))
     device = next(network.parameters()).device
 
     def tiles() -> Iterator[Tensor]:

@@ -208,7 +208,7 @@ class Batches:
         seed: Names the whole sequence of batches.
         unlabelled: Further samples of each batch. They come on top, so steps and labelled samples are the
             same with and without them.
-        label_share: Share of the labelled pairs that the store has; see `steps_per_epoch`.
+        epoch: Pairs that an epoch counts; those of the store by default.
     """
 
     store: TileStore
@@ -216,12 +216,12 @@ class Batches:
     augmentation: Augmentation
     seed: int
     unlabelled: Unlabelled | None = None
-    label_share: float = 1.0
+    epoch: int | None = None
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches in an epoch; see the function of that name."""
-        return steps_per_epoch(len(self.store), batch=self.batch, label_share=self.label_share)
+        """Batches in an epoch, rounded up."""
+        return -(-(len(self.store) if self.epoch is None else self.epoch) // self.batch)
 
     def __call__(self, step: int) -> Batch:
         """The batch of a step (from 0); equal calls give equal bits."""
@@ -263,15 +263,6 @@ class Batches:
 def _order(seed: int, stream: int, epoch: int, count: int) -> NDArray[np.int64]:
     """Order of the pairs in a pass over the data."""
     return np.random.default_rng((seed, stream, epoch)).permutation(count)
-
-
-def steps_per_epoch(pairs: int, *, batch: int, label_share: float) -> int:
-    """Batches in an epoch: one pass over the pairs, rounded up.
-
-    With a share of the labels, it is a pass over as many pairs as all labels would be: fewer labels mean
-    neither a shorter training nor more validations.
-    """
-    return -(-round(pairs / label_share) // batch)
 
 
 def collate(samples: Sequence[Sample], *, eo_bands: int = 0) -> Batch:

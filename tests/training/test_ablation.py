@@ -213,10 +213,23 @@ def test_the_shipped_plan_has_what_the_claim_needs() -> None:
             assert len(seeds) >= 3
     assert len({job.method for job in jobs if job.arch}) >= 7
     assert {job.seed for job in jobs if (job.split, job.method) == ("event", "sar_only")} == {0, 1, 2}
-    budget = {(j.recipe.training.epochs, j.recipe.training.batch, j.recipe.network.init) for j in jobs}
-    assert len(budget) == 1
     positions = {job.name: position for position, job in enumerate(jobs)}
     assert all(positions[job.taught_by] < positions[job.name] for job in jobs if job.taught_by)
+
+
+@pytest.mark.parametrize(
+    "plan", sorted(resource_folder("recipes").glob("ablation-*.toml")), ids=lambda p: p.stem
+)
+def test_shipped_plans_are_valid_and_have_one_budget(plan: Path) -> None:
+    jobs = jobs_of(read_toml(plan, AblationPlan), base=plan.parent)
+    assert plan.stem == "ablation-" + read_toml(plan, AblationPlan).name
+    budget = {(j.recipe.network.init, *training_budget(j.recipe.training)) for j in jobs}
+    assert len(budget) == 1
+    assert {"teacher", "sar_only", "hfdm+logits"} <= {job.method for job in jobs}
+
+
+def training_budget(training: Any) -> tuple[Any, ...]:
+    return (training.epochs, training.batch, training.crop_px, training.keep, training.label_share)
 
 
 def test_rows_share_teachers_and_variants_have_names(base: Path) -> None:

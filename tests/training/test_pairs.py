@@ -20,7 +20,14 @@ from hfd_edge.hfdnet.run import Run, read_tensors
 from hfd_edge.raster.image import read_image, write_image
 from hfd_edge.training.baselines import train_baseline
 from hfd_edge.training.fit import train_student, train_teacher
-from hfd_edge.training.pairs import join_unlabelled, open_unlabelled, student_pairs, teacher_pairs
+from hfd_edge.training.pairs import (
+    epoch_pairs,
+    join_unlabelled,
+    labelled,
+    open_unlabelled,
+    student_pairs,
+    teacher_pairs,
+)
 from hfd_edge.training.samples import Augmentation, Batches, EoStatistics, TileCache, TileStore
 
 NO_CHANGE = Augmentation(crop_px=64, flip="none", eo_jitter=0.0, sar_gain=(0.0, 0.0), ignore_index=255)
@@ -83,7 +90,10 @@ def test_pairs_without_eo_are_told_and_left_to_the_label(
     assert f"1 of 5 pairs in split 'train' of {folder.root} have no EO image, first '{second}'" in texts[0]
     assert texts[0].endswith(": the teacher leaves them out.")
     assert texts[1].endswith(": the student learns from their labels alone.")
-    assert "1 of 6 pairs in split 'train'" in texts[2] and "neither a label nor an EO image" in texts[2]
+    assert (
+        "1 of 6 pairs in split 'train'" in texts[2]
+        and "neither a label that is used nor an EO image" in texts[2]
+    )
 
 
 def test_only_pairs_without_eo_are_masked(pairs: Path, tmp_path: Path) -> None:
@@ -173,12 +183,14 @@ def test_an_interrupted_training_with_unlabelled_pairs_goes_on(
 def test_unlabelled_pairs_that_teach_nothing_or_do_not_fit_are_refused(
     folder: PairFolder, teacher: Path, other: Path, recipe, tmp_path: Path
 ) -> None:
-    def train(unlabelled: Path, **distill: object) -> Run:
+    def train(path: Path, **distill: object) -> Run:
         settings = recipe(distill=distill)
-        return train_student(folder, settings, tmp_path / "run", teacher=teacher, unlabelled=[unlabelled])
+        return train_student(folder, settings, tmp_path / "run", teacher=teacher, unlabelled=[path])
 
     with pytest.raises(RecipeError, match='distill.method is "none"'):
         train(other, method="none")
+    with pytest.raises(RecipeError, match=r"distill.unlabelled = 0.*leave out --unlabelled"):
+        train(other, unlabelled=0.0)
     with pytest.raises(RecipeError, match=r"distill.correct_only = true.*leave out --unlabelled"):
         train(other, correct_only=True)
     with pytest.raises(DatasetError, match="is not a data folder"):
@@ -228,7 +240,7 @@ def test_a_share_of_the_labels_is_used_and_the_other_pairs_distil(
     found = student_pairs(folder, few)
     assert [pair.name for pair in found.train] == [names[1], names[4]]
     assert [pair.name for pair in found.unlabelled] == [names[i] for i in (0, 2, 3, 5)]
-    assert len(found.val) == 2
+    assert (len(found.val), found.epoch) == (2, 6)
     assert [p.name for p in teacher_pairs(folder, "train", "eo", label_share=0.34)] == [names[1], names[4]]
     for alone in ({"method": "none"}, {"correct_only": True}):
         assert not student_pairs(folder, recipe(training={"label_share": 0.34}, distill=alone)).unlabelled
@@ -237,11 +249,26 @@ def test_a_share_of_the_labels_is_used_and_the_other_pairs_distil(
     joining = join_unlabelled(found.unlabelled, (), store, batch=2, share=0.5)
     assert joining is not None and joining.batch == 2 and len(joining.store) == 4
     assert all((joining.store[index].label == 255).all() for index in range(4))
+    assert join_unlabelled(found.unlabelled, (), store, batch=2, share=0.0) is None
     run = train_student(folder, few, tmp_path / "s", teacher=teacher)
     assert run.metrics()["steps"] == 3  # an epoch is as long as with all six labels
     assert train_teacher(folder, few, tmp_path / "t").metrics()["steps"] == 3
     assert train_baseline(folder, few, tmp_path / "b", arch="Unet").metrics()["steps"] == 3
-    assert Batches(store, 2, NO_CHANGE, seed=0, label_share=0.5).steps_per_epoch == 6
+
+
+def test_a_teachers_share_of_the_labels_may_be_without_eo(pairs: Path, recipe, tmp_path: Path) -> None:
+    folder = without_eo(pairs, tmp_path / "data", 5)  # the sixth has EO
+    assert epoch_pairs(folder) == 6 and epoch_pairs(folder, "eo") == 1
+    run = train_teacher(folder, recipe(training={"epochs": 2, "label_share": 1.0}), tmp_path / "t")
+    assert run.metrics()["steps"] == 2
+    message = r"None of the 3 pairs .* whose labels are used has an EO image. Raise training.label_share from"
+    assert [p.name for p in labelled(folder, "train", share=0.5)] == [
+        p.name for p in folder.pairs("train")[1::2]
+    ]
+    for path in (tmp_path / "data" / "train" / "eo").iterdir():
+        path.rename(path.with_stem(folder.pairs("train")[0].name))
+    with pytest.raises(DatasetError, match=message):
+        teacher_pairs(PairFolder.open(tmp_path / "data"), "train", "eo", label_share=0.5)
 
 
 def test_pairs_without_label_join_batches_or_are_them(
@@ -251,21 +278,24 @@ def test_pairs_without_label_join_batches_or_are_them(
     labels = sorted((tmp_path / "data" / "train" / "label").iterdir())
     for path in labels[1:]:
         path.unlink()
-    some = student_pairs(PairFolder.open(tmp_path / "data"), recipe())
-    assert len(some.train) == 1 and len(some.unlabelled) == 5
-    settings = recipe(training={"epochs": 2, "batch": 2}, distill={"method": "logits"})
     folder = PairFolder.open(tmp_path / "data")
-    joined = train_student(folder, settings, tmp_path / "joined", teacher=teacher)
-    assert joined.metrics()["steps"] == 2  # of one labelled pair each, not of six pairs
-    lonely = recipe(training={"epochs": 2, "batch": 2}, distill={"method": "none"})
-    alone = train_student(folder, lonely, tmp_path / "alone")
-    assert alone.metrics()["steps"] == 2
+    some = student_pairs(folder, recipe())
+    assert (len(some.train), some.epoch, len(some.unlabelled)) == (1, 1, 5)
+
+    def trained(**distill: object) -> Run:
+        settings = recipe(training={"epochs": 2, "batch": 2}, distill={"method": "logits", **distill})
+        name = "-".join(map(str, distill.values())) or "joined"
+        return train_student(folder, settings, tmp_path / name, teacher=teacher)
+
+    joined, alone = trained(), trained(unlabelled=0.0)
+    assert joined.metrics()["steps"] == alone.metrics()["steps"] == 2  # of the labelled pair, not of all six
     weights = [read_tensors(run.weights_path)[0]["classifier.weight"] for run in (joined, alone)]
     assert not torch.equal(*weights)
+
     labels[0].unlink()
     folder = PairFolder.open(tmp_path / "data")
-    none = student_pairs(folder, recipe())
-    assert len(none.train) == 6 and not none.unlabelled
+    none = student_pairs(folder, recipe(training={"label_share": 0.5}))
+    assert (len(none.train), none.epoch, none.unlabelled) == (6, 6, ())
     settings = recipe(training={"epochs": 1}, distill={"method": "logits"})
     assert train_student(folder, settings, tmp_path / "run", teacher=teacher).metrics()["steps"] == 2
     with pytest.raises(DatasetError, match="Split 'train' of .* has no pair with a label"):
