@@ -19,7 +19,7 @@ from hfd_edge.training.qat import train_qat
 
 
 def main() -> None:
-    """Read the arguments, train, print the best score."""
+    """Read the arguments, train, print the score."""
     parser = argparse.ArgumentParser(description="Train the SAR student.")
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--data", type=Path, required=True)

@@ -17,7 +17,7 @@ from hfd_edge.training.fit import train_teacher
 
 
 def main() -> None:
-    """Read the arguments, train, print the best score."""
+    """Read the arguments, train, print the score."""
     parser = argparse.ArgumentParser(description="Train the EO teacher.")
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--data", type=Path, required=True)

@@ -46,7 +46,7 @@ def model_card(run: Run, *, scores: Sequence[Mapping[str, Any]] = ()) -> str:
     Args:
         run: With weights.
         scores: Measured on splits that the training did not see, each as of `hfd_edge.evaluation.measure`,
-            with its "split". Those of the best validated epoch come from the run itself.
+            with its "split". Those of the epoch that is kept come from the run itself.
     Raises:
         CheckpointError: the run has no usable weights, or metrics.json is damaged.
     """

@@ -1,6 +1,6 @@
 """The run folder that training writes and deployment reads.
 
-best.safetensors        weights of the best validated epoch, and nothing else
+best.safetensors        weights of the epoch that is kept (training.keep), called the best, and nothing else
 last.ckpt.safetensors   everything needed to go on with an interrupted training
 recipe.toml             the resolved recipe
 run.json                what the network is: data, preprocessing, versions
@@ -184,7 +184,7 @@ class Run:
 
     @property
     def weights_path(self) -> Path:
-        """Weights of the best epoch; there after the first epoch."""
+        """Weights of the epoch that is kept; there after the first epoch."""
         return self.path / BEST_NAME
 
     @property

@@ -32,7 +32,7 @@ class TrainingState:
         step: Steps done.
         history: One row for each epoch done.
         sums: Sum of each loss over the steps of the epoch under way.
-        best: Scores of the best epoch, with its number as "epoch"; None before the first.
+        best: Scores of the epoch that is kept (training.keep), with its number as "epoch"; None before the first.
         seconds: Wall time so far, validation included.
         training_seconds: Wall time of the training steps alone.
         scaler: State of the gradient scaler; empty but for 16-mixed.
@@ -63,7 +63,7 @@ def save_checkpoint(
         path: File to replace.
         model: Network and projectors.
         optimizer: Over exactly the model's parameters.
-        best: Weights of the best epoch; empty before the first.
+        best: Weights of the epoch that is kept; empty before the first.
         state: All the rest.
         average: Moving average of the network's state, if one is kept.
     Raises:

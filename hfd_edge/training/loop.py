@@ -227,7 +227,7 @@ class Trainer:
         return self.fabric.no_backward_sync(self._model) if off else nullcontext()
 
     def _end_epoch(self, reporter: Reporter, sums: Tensor) -> None:
-        """Validate, keep the weights if they are the best, add a row to the history."""
+        """Validate, keep the weights if they are wanted, add a row to the history."""
         self._check_learned()
         scores = self._validate()
         reporter.add_row(scores, sums)
