@@ -32,7 +32,7 @@ class TrainingState:
         step: Steps done.
         history: One row for each epoch done.
         sums: Sum of each loss over the steps of the epoch under way.
-        best: Scores of the epoch that is kept (training.keep), with its number as "epoch"; None before the first.
+        best: Scores of the kept epoch (training.keep), with its number as "epoch"; None before the first.
         seconds: Wall time so far, validation included.
         training_seconds: Wall time of the training steps alone.
         scaler: State of the gradient scaler; empty but for 16-mixed.
