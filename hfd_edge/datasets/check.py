@@ -19,7 +19,16 @@ from numpy.typing import NDArray
 
 from hfd_edge.config import DatasetConfig
 from hfd_edge.datasets.folder import PairFolder
-from hfd_edge.datasets.layout import CONFIG_NAME, EO_BEFORE, SPLITS, Pair, Pool, find_leak, read_list
+from hfd_edge.datasets.layout import (
+    CONFIG_NAME,
+    EO_BEFORE,
+    SPLITS,
+    UNLABELLED,
+    Pair,
+    Pool,
+    find_leak,
+    read_list,
+)
 from hfd_edge.errors import DatasetError, RasterError
 from hfd_edge.progress import Progress, silent
 from hfd_edge.raster.georeference import grid_difference
@@ -135,9 +144,11 @@ def _names(folder: PairFolder) -> tuple[list[Finding], list[_Scheme]]:
         return findings, [_Scheme("", splits)]
     schemes = []
     for scheme in folder.schemes if folder.scheme is None else (folder.scheme,):
-        lists = {split: folder.root / "splits" / scheme / f"{split}.txt" for split in SPLITS}
-        found = {split: path for split, path in lists.items() if path.is_file()}
+        names = (*SPLITS, UNLABELLED)
+        lists = {name: folder.root / "splits" / scheme / f"{name}.txt" for name in names}
+        found = {name: path for name, path in lists.items() if path.is_file()}
         findings += _lists(folder, found, pools[0])
+        found.pop(UNLABELLED, None)  # its pairs may lack what those of a split may not
         schemes.append(_Scheme(f"{scheme}/", {name: _listed(path, pools[0]) for name, path in found.items()}))
     return findings, schemes
 

@@ -8,14 +8,15 @@ Two layouts, told apart by what is there:
 `eo_before/` beside `eo/` may hold EO images of an earlier date, with the same names, bands and scale.
 `dataset.toml` beside them says what classes and pixels are (`hfd_edge.config.DatasetConfig`). EO may be
 missing where only the SAR network looks (test), and for training pairs that have a label; labels may be
-missing for pairs that only distil.
+missing for pairs that only distil. A list `unlabelled.txt` beside train.txt names further pairs that distil
+and whose labels, should they have any, are not looked at.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from hfd_edge.datasets.layout import (
     CONFIG_NAME,
     EO_BEFORE,
     SPLITS,
+    UNLABELLED,
     Pair,
     Pool,
     find_leak,
@@ -118,10 +120,26 @@ class PairFolder:
             raise DatasetError(pool.faults[0])
         if not self.schemes:
             return tuple(pool.pairs[name] for name in sorted(pool.pairs))
+        return self._listed(split, [other for other in self.splits if "train" in (other, split)])
+
+    @property
+    def unlabelled(self) -> tuple[Pair, ...]:
+        """Pairs of the list unlabelled.txt without their labels, sorted by name; empty without such a list.
+
+        Raises:
+            DatasetError: as `pairs`, or another list names one of them.
+        """
+        if self.scheme is None or not self._list_file(UNLABELLED).is_file():
+            return ()
+        return tuple(replace(pair, label=None) for pair in self._listed(UNLABELLED, self.splits))
+
+    def _listed(self, split: str, others: Sequence[str]) -> tuple[Pair, ...]:
+        """The pairs that a list names and that the lists of `others` do not."""
+        pool, order = self._pool(self.root), (*SPLITS, UNLABELLED)
         names, faults = read_list(self._list_file(split), pool)
-        for other in self.splits:
-            if other != split and "train" in (other, split):
-                first, second = sorted((other, split), key=SPLITS.index)
+        for other in others:
+            if other != split:
+                first, second = sorted((other, split), key=order.index)
                 faults += find_leak(self._list_file(first), self._list_file(second), pool)
         if faults:
             raise DatasetError(faults[0])
@@ -260,6 +278,8 @@ class PairFolder:
         if self.schemes and self.scheme is not None:
             for split in self.splits:
                 digest.update(f"\n{split}:{','.join(pair.name for pair in self.pairs(split))}".encode())
+            if pairs := self.unlabelled:
+                digest.update(f"\n{UNLABELLED}:{','.join(pair.name for pair in pairs)}".encode())
         for pair in (pool.pairs[name] for pool in self.pools() for name in sorted(pool.pairs)):
             for path in (pair.sar, pair.eo, pair.label, pair.eo_before):
                 if path is not None:

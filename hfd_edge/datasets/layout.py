@@ -11,6 +11,8 @@ from hfd_edge.errors import DatasetError
 
 CONFIG_NAME = "dataset.toml"
 SPLITS = ("train", "val", "test")
+UNLABELLED = "unlabelled"
+"""List beside those of the splits: pairs that distil whatever labels they have."""
 KINDS = ("sar", "eo", "label")
 EO_BEFORE = "eo_before"
 SUFFIXES = (".png", ".tif", ".tiff")

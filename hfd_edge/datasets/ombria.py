@@ -2,13 +2,15 @@
 
 The authors' layout is `OmbriaS1/{train,test}/{AFTER,MASK}/S1_{after,mask}_NNNN.png` and
 `OmbriaS2/{train,test}/{BEFORE,AFTER}/S2_{before,after}_NNNN.png`. Copies that carry `label/<scene>_NNNN.png`
-(0 dry, 1 flood, 255 void) and `splits/<scheme>/{train,val,test}.txt` beside it are converted with these.
+(0 dry, 1 flood, 255 void) and `splits/<scheme>/{train,val,test}.txt` beside it are converted with these. To a
+scheme `event`, which keeps whole floods for the test, comes `new_flood`; see `_new_flood`.
 
 Source: Drakonakis et al. (2022), "OmbriaNet", IEEE JSTARS.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from hfd_edge.config import DatasetConfig, EoInput, SarInput, write_toml
-from hfd_edge.datasets.layout import EO_BEFORE
+from hfd_edge.datasets.layout import EO_BEFORE, UNLABELLED
 from hfd_edge.errors import DatasetError, RasterError
 from hfd_edge.files import atomic_folder, write_text
 from hfd_edge.progress import Progress, silent
@@ -76,6 +78,8 @@ def convert(src: Path, dst: Path, *, progress: Progress = silent) -> None:
     given = _given_names(src)
     tiles = _tiles(src, given)
     schemes = _given_splits(src, tiles) if (src / "splits").is_dir() else {"authors": _authors_split(tiles)}
+    if "new_flood" not in schemes and len(schemes.get("event", {}).get("test", ())) > 1:
+        schemes["new_flood"] = _new_flood(schemes["event"])
     with atomic_folder(Path(dst)) as out:
         for kind in ("sar", "eo", EO_BEFORE, "label"):
             (out / kind).mkdir()
@@ -181,6 +185,21 @@ def _authors_split(tiles: list[_Tile]) -> dict[str, list[str]]:
     chosen = np.random.default_rng(_VAL_SEED).choice(len(runs), size=count, replace=False)
     val = {name for index in chosen for name in runs[index]}
     return {"train": [name for name in train if name not in val], "val": sorted(val), "test": test}
+
+
+def _new_flood(event: dict[str, list[str]]) -> dict[str, list[str]]:
+    """A flood of which there are pairs of SAR and EO, but no map yet.
+
+    As `event`, but for the floods of its test: the first half of the tiles of each are pairs without label,
+    the second half is the test. Neighbouring numbers show neighbouring ground: the halves meet in one place.
+    """
+    halves: dict[str, list[str]] = {UNLABELLED: [], "test": []}
+    by_flood = itertools.groupby(sorted(event["test"]), key=lambda name: name.rpartition("_")[0])
+    for names in (list(group) for _, group in by_flood):
+        middle = len(names) // 2
+        halves[UNLABELLED] += names[:middle]
+        halves["test"] += names[middle:]
+    return {**event, **{name: names for name, names in halves.items() if names}}
 
 
 def _write_label(src: Path, tile: _Tile, out: Path) -> None:

@@ -62,8 +62,8 @@ def student_pairs(folder: PairFolder, recipe: Recipe, *, tell: bool = False) -> 
     """Pairs of train and val that have what the recipe needs.
 
     Batches are of pairs whose label is used, with and without EO, so that a student that distils has the same
-    ones as one that does not. Where the teacher teaches, the others join them, if they have what it sees.
-    Where no pair has a label, these are the batches.
+    ones as one that does not. Where the teacher teaches, the others join them, if they have what it sees, and
+    so do those of the list unlabelled.txt. Where no pair has a label, the others are the batches.
 
     Args:
         folder: Data.
@@ -79,9 +79,10 @@ def student_pairs(folder: PairFolder, recipe: Recipe, *, tell: bool = False) -> 
     _refuse_none(folder, "train", [pair for pair in pairs if pair.shows(inputs)], inputs)
     # With correct_only the teacher teaches nothing where no label says whether it is right.
     teaches = not recipe.distill.correct_only
+    further = tuple(pair for pair in folder.unlabelled if teaches and pair.shows(inputs))
     if teaches and all(pair.label is None for pair in pairs):
         alone = tuple(pair for pair in pairs if pair.shows(inputs))
-        return StudentPairs(alone, val, len(alone))
+        return StudentPairs(alone, val, len(alone), further)
     train = labelled(folder, "train", share=share)
     used = set(train)
     rest = [pair for pair in pairs if pair not in used]
@@ -95,7 +96,7 @@ def student_pairs(folder: PairFolder, recipe: Recipe, *, tell: bool = False) -> 
                 *(len(rest) - len(joining), len(pairs), folder.root),
                 f"an {_IMAGES[inputs]}" if teaches else "a use with distill.correct_only",
             )
-    return StudentPairs(train, val, epoch_pairs(folder), joining)
+    return StudentPairs(train, val, epoch_pairs(folder), (*joining, *further))
 
 
 def epoch_pairs(folder: PairFolder, inputs: TeacherInputs | None = None) -> int:

@@ -253,6 +253,26 @@ def test_a_pair_in_two_splits_is_a_leak(make_folder: MakeFolder) -> None:
     assert "event/val.txt and test.txt both list 'c'" in found[1]
 
 
+def test_a_list_of_pairs_without_label(make_folder: MakeFolder) -> None:
+    root = make_folder(layout="pool")
+    plain = PairFolder.open(root, scheme="event")
+    before = plain.sha256
+    assert plain.unlabelled == ()
+    path = root / "splits" / "event" / "unlabelled.txt"
+    path.write_text("c\n")
+    (root / "splits" / "event" / "val.txt").unlink(missing_ok=True)
+    (root / "splits" / "event" / "test.txt").unlink(missing_ok=True)
+    folder = PairFolder.open(root, scheme="event")
+    (pair,) = folder.unlabelled
+    assert pair.name == "c" and pair.label is None and folder.splits == ("train",)
+    assert folder.sha256 != before and PairFolder.open(root, scheme="spatial").unlabelled == ()
+    path.write_text("c\nb\n")
+    folder = PairFolder.open(root, scheme="event")
+    with pytest.raises(DatasetError, match=r"train.txt and unlabelled.txt both list 'b' \(1 pairs\).*Remove"):
+        assert folder.unlabelled
+    assert any("train.txt and unlabelled.txt both list 'b'" in text for text in faults(folder))
+
+
 def test_a_split_list_that_is_not_text(make_folder: MakeFolder) -> None:
     root = make_folder(layout="pool")
     (root / "splits" / "event" / "val.txt").write_bytes(b"\xff\xfec\x00")

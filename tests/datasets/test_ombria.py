@@ -80,6 +80,12 @@ def test_given_labels_and_splits_are_kept(tmp_path: Path) -> None:
         for split, names in splits.items():
             assert [pair.name for pair in folder.pairs(split)] == sorted(names)
         assert check_folder(folder).findings == ()
+    flood = PairFolder.open(dst, scheme="new_flood")
+    assert [pair.name for pair in flood.pairs("train")] == sorted(splits["train"])
+    # A_0026 A_0028 | B_0025 B_0027 B_0029: the first half of each flood, rounded down, has no label
+    assert [pair.name for pair in flood.unlabelled] == ["A_0026", "B_0025"]
+    assert [pair.name for pair in flood.pairs("test")] == ["A_0028", "B_0027", "B_0029"]
+    assert check_folder(flood).findings == ()
     name = splits["test"][0]
     assert (dst / "label" / f"{name}.png").read_bytes() == (src / "label" / f"{name}.png").read_bytes()
     number = name[-4:]
@@ -163,6 +169,8 @@ def test_real_data(shared_data: Path, tmp_path: Path) -> None:
     for scheme, counts in (("spatial", (270, 40, 80)), ("event", (277, 43, 70))):
         folder = PairFolder.open(tmp_path / "ombria", scheme=scheme)
         assert tuple(len(folder.pairs(split)) for split in ("train", "val", "test")) == counts
+    flood = PairFolder.open(tmp_path / "ombria", scheme="new_flood")
+    assert (len(flood.pairs("train")), len(flood.unlabelled), len(flood.pairs("test"))) == (277, 34, 36)
     assert check_folder(folder).findings == ()
     shares: Counter[int] = Counter()
     for split in folder.splits:

@@ -271,6 +271,24 @@ def test_a_teachers_share_of_the_labels_may_be_without_eo(pairs: Path, recipe, t
         teacher_pairs(PairFolder.open(tmp_path / "data"), "train", "eo", label_share=0.5)
 
 
+def test_listed_pairs_join_without_their_labels(pairs: Path, teacher: Path, recipe, tmp_path: Path) -> None:
+    root = tmp_path / "pool"
+    shutil.copytree(pairs / "train", root)
+    shutil.copy(pairs / "dataset.toml", root)
+    names = sorted(path.stem for path in (root / "sar").iterdir())
+    (root / "splits" / "one").mkdir(parents=True)
+    for split, own in (("train", names[:3]), ("val", names[3:4]), ("unlabelled", names[4:])):
+        (root / "splits" / "one" / f"{split}.txt").write_text("\n".join(own))
+    folder = PairFolder.open(root)
+    found = student_pairs(folder, recipe())
+    assert [pair.name for pair in found.train] == names[:3]
+    assert [(pair.name, pair.label) for pair in found.unlabelled] == [(name, None) for name in names[4:]]
+    assert found.epoch == len(teacher_pairs(folder, "train", "eo")) == 3
+    assert not student_pairs(folder, recipe(distill={"method": "none"})).unlabelled
+    (root / "eo" / next((root / "eo").glob(f"{names[4]}.*")).name).unlink()
+    assert [pair.name for pair in student_pairs(PairFolder.open(root), recipe()).unlabelled] == names[5:]
+
+
 def test_pairs_without_label_join_batches_or_are_them(
     pairs: Path, teacher: Path, recipe, tmp_path: Path
 ) -> None:
