@@ -165,7 +165,7 @@ class DistillRecipe(Strict):
         ge=0,
         lt=1,
         description="Share of a batch, on top of training.batch, that pairs without label have, if there "
-        "are any: of --unlabelled folders, and of the training split; 0 leaves these out.",
+        "are any: of train, of the list unlabelled.txt, of --unlabelled folders; 0 leaves them out.",
     )
 
 

@@ -76,7 +76,8 @@ def student_pairs(folder: PairFolder, recipe: Recipe, *, tell: bool = False) -> 
     if recipe.distill.method == "none":
         return StudentPairs(labelled(folder, "train", share=share), val, epoch_pairs(folder))
     inputs, pairs = recipe.teacher.inputs, folder.pairs("train")
-    _refuse_none(folder, "train", [pair for pair in pairs if pair.shows(inputs)], inputs)
+    taught = [pair for pair in (*pairs, *folder.unlabelled) if pair.shows(inputs)]
+    _refuse_none(folder, "train", taught, inputs)
     # With correct_only the teacher teaches nothing where no label says whether it is right.
     teaches = not recipe.distill.correct_only
     further = tuple(pair for pair in folder.unlabelled if teaches and pair.shows(inputs))
