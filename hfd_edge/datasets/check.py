@@ -279,11 +279,9 @@ def _missing_files(scheme: _Scheme) -> Iterator[Finding]:
             continue
         where = f"{scheme.prefix}{name}"
         if len(without) == len(pairs) and name != "test":
+            but = ", but students by a teacher of other data" if name == "train" else ""
             text = (
-                f"No pair of {where} has a label: nothing can be trained, but students by a teacher of other "
-                "data. Add label/ files of its names."
-                if name == "train"
-                else f"No pair of {where} has a label: nothing can be trained. Add label/ files of its names."
+                f"No pair of {where} has a label: nothing can be trained{but}. Add label/ files of its names."
             )
             yield Finding("fault", where, text)
         else:

@@ -76,14 +76,13 @@ def student_pairs(folder: PairFolder, recipe: Recipe, *, tell: bool = False) -> 
     if recipe.distill.method == "none":
         return StudentPairs(labelled(folder, "train", share=share), val, epoch_pairs(folder))
     inputs, pairs = recipe.teacher.inputs, folder.pairs("train")
-    taught = [pair for pair in (*pairs, *folder.unlabelled) if pair.shows(inputs)]
+    listed = folder.unlabelled
+    taught = tuple(pair for pair in (*pairs, *listed) if pair.shows(inputs))
     _refuse_none(folder, "train", taught, inputs)
     # With correct_only the teacher teaches nothing where no label says whether it is right.
     teaches = not recipe.distill.correct_only
-    further = tuple(pair for pair in folder.unlabelled if teaches and pair.shows(inputs))
     if teaches and all(pair.label is None for pair in pairs):
-        alone = tuple(pair for pair in pairs if pair.shows(inputs))
-        return StudentPairs(alone, val, len(alone), further)
+        return StudentPairs(taught, val, len(taught))
     train = labelled(folder, "train", share=share)
     used = set(train)
     rest = [pair for pair in pairs if pair not in used]
@@ -97,6 +96,7 @@ def student_pairs(folder: PairFolder, recipe: Recipe, *, tell: bool = False) -> 
                 *(len(rest) - len(joining), len(pairs), folder.root),
                 f"an {_IMAGES[inputs]}" if teaches else "a use with distill.correct_only",
             )
+    further = (pair for pair in listed if teaches and pair.shows(inputs))
     return StudentPairs(train, val, epoch_pairs(folder), (*joining, *further))
 
 
