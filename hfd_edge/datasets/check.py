@@ -61,7 +61,8 @@ class Check:
 
     Attributes:
         findings: In the order of the layout: names and lists, files, splits against each other.
-        pairs: Pairs in each split, "train" or "<scheme>/train", as far as its list can be read.
+        pairs: Pairs in each split, "train" or "<scheme>/train", and in each "<scheme>/unlabelled", as far as
+            the list can be read.
     """
 
     findings: tuple[Finding, ...]
@@ -89,10 +90,16 @@ class _Facts:
 
 @dataclass(frozen=True)
 class _Scheme:
-    """The pairs of each split under one scheme, as far as its lists can be read."""
+    """The pairs of each list under one scheme, as far as it can be read."""
 
     prefix: str
     splits: Mapping[str, tuple[Pair, ...]]
+    unlabelled: tuple[Pair, ...] = ()  # not of `splits`: they may lack what those of a split may not
+
+    @property
+    def lists(self) -> Mapping[str, tuple[Pair, ...]]:
+        """All of them, the unlabelled ones last."""
+        return {**self.splits, UNLABELLED: self.unlabelled} if self.unlabelled else self.splits
 
 
 def check_folder(folder: PairFolder, split: str | None = None, *, progress: Progress = silent) -> Check:
@@ -113,7 +120,7 @@ def check_folder(folder: PairFolder, split: str | None = None, *, progress: Prog
     else:
         findings, schemes = _names(folder)
         pairs = [pool.pairs[name] for pool in folder.pools() for name in sorted(pool.pairs)]
-        counts = {f"{one.prefix}{name}": len(own) for one in schemes for name, own in one.splits.items()}
+        counts = {f"{one.prefix}{name}": len(own) for one in schemes for name, own in one.lists.items()}
     facts: dict[Path, _Facts] = {}
     for done, pair in enumerate(pairs):
         progress(done, len(pairs), f"checking {pair.name}")
@@ -148,8 +155,8 @@ def _names(folder: PairFolder) -> tuple[list[Finding], list[_Scheme]]:
         lists = {name: folder.root / "splits" / scheme / f"{name}.txt" for name in names}
         found = {name: path for name, path in lists.items() if path.is_file()}
         findings += _lists(folder, found, pools[0])
-        found.pop(UNLABELLED, None)  # its pairs may lack what those of a split may not
-        schemes.append(_Scheme(f"{scheme}/", {name: _listed(path, pools[0]) for name, path in found.items()}))
+        listed = {name: _listed(path, pools[0]) for name, path in found.items()}
+        schemes.append(_Scheme(f"{scheme}/", unlabelled=listed.pop(UNLABELLED, ()), splits=listed))
     return findings, schemes
 
 
@@ -296,7 +303,7 @@ def _missing_files(scheme: _Scheme) -> Iterator[Finding]:
 def _same_pixels(scheme: _Scheme, facts: Mapping[Path, _Facts]) -> Iterator[Finding]:
     """Copies of one SAR image under several names."""
     first_of: dict[str, dict[bytes, Pair]] = {}
-    for name, pairs in scheme.splits.items():
+    for name, pairs in scheme.lists.items():
         own = first_of.setdefault(name, {})
         twins = []
         for pair in pairs:

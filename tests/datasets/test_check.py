@@ -169,6 +169,20 @@ def test_copies_in_one_split_and_under_each_scheme(make_folder: MakeFolder) -> N
     assert "sar/c.tif (val) hold the same pixels" in leaks[0].text
 
 
+def test_copies_of_unlabelled_pairs(make_folder: MakeFolder) -> None:
+    root = make_folder(layout="pool")
+    shutil.copy(root / "sar" / "b.tif", root / "sar" / "e.tif")
+    assert "event/unlabelled" not in check_folder(PairFolder.open(root, scheme="event")).pairs
+    (root / "splits" / "event" / "unlabelled.txt").write_text("e\n")
+    event = PairFolder.open(root, scheme="event")
+    checked = check_folder(event)
+    assert checked.pairs["event/unlabelled"] == 1
+    (finding,) = checked.findings
+    assert (
+        finding.where == "event/unlabelled" and "sar/e.tif (unlabelled) hold the same pixels" in finding.text
+    )
+
+
 def test_a_pair_that_two_lists_name_is_told_once(make_folder: MakeFolder) -> None:
     root = make_folder(layout="pool")
     (root / "splits" / "event" / "val.txt").write_text("c\nb\n")
