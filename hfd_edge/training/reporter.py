@@ -118,6 +118,13 @@ class Reporter:
         if self.on_epoch is not None and self.state.history:
             self.on_epoch(self.plan.run.path, self.state.history)
 
+    def _pairs(self) -> dict[str, int]:
+        joining = self.plan.batches.unlabelled
+        return {
+            "pairs": len(self.plan.batches.store),
+            "unlabelled_pairs": 0 if joining is None else len(joining.store),
+        }
+
     def _write_metrics(self) -> None:
         state, best = self.state, dict(self.state.best or {})
         images = state.step * self.plan.batches.batch
@@ -129,6 +136,7 @@ class Reporter:
                 "epochs": len(state.history),
                 "steps": state.step,
                 "ended": self.ended(),
+                **self._pairs(),
                 "seconds": round(state.seconds, 3),
                 "images_per_second": round(images / max(state.training_seconds, 1e-9), 3),
                 "device": device_name(self.device),

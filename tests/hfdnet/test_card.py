@@ -92,6 +92,7 @@ def test_a_students_card(tmp_path: Path) -> None:
     ):
         assert text in card, text
     assert "ECE" not in card and "Not measured" not in card
+    assert "without label" not in card
     toml = card.split("```toml\n")[1].split("```")[0]
     assert Recipe.model_validate(tomllib.loads(toml)) == run.recipe
 
@@ -135,6 +136,14 @@ def test_a_card_says_what_was_measured_and_on_what(tmp_path: Path) -> None:
     assert "|  | val | val, best epoch |" in card and unseen in card
     card = model_card(run, scores=[{**scores, "split": "test", "data": "ombria", "scheme": "event"}])
     assert "|  | test of ombria (scheme event) | val, best epoch |" in card and unseen not in card
+
+
+def test_a_card_counts_the_pairs(tmp_path: Path) -> None:
+    run = make(tmp_path / "run")
+    run.save_metrics({**VAL, "steps": 40, "pairs": 12, "unlabelled_pairs": 0})
+    assert "- pairs: 12\n" in model_card(run) and "without label" not in model_card(run)
+    run.save_metrics({**VAL, "steps": 40, "pairs": 12, "unlabelled_pairs": 34})
+    assert "- pairs without label, which distil alone: 34\n" in model_card(run)
 
 
 def test_a_card_of_the_last_epoch(tmp_path: Path) -> None:

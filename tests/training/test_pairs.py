@@ -307,6 +307,8 @@ def test_pairs_without_label_join_batches_or_are_them(
 
     joined, alone = trained(), trained(unlabelled=0.0)
     assert joined.metrics()["steps"] == alone.metrics()["steps"] == 2  # of the labelled pair, not of all six
+    assert [run.metrics()["pairs"] for run in (joined, alone)] == [1, 1]
+    assert [run.metrics()["unlabelled_pairs"] for run in (joined, alone)] == [5, 0]
     weights = [read_tensors(run.weights_path)[0]["classifier.weight"] for run in (joined, alone)]
     assert not torch.equal(*weights)
 
