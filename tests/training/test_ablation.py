@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from hfd_edge.comparison.ablation import summarise
-from hfd_edge.config import parse, read_toml
+from hfd_edge.config import Recipe, parse, read_toml
 from hfd_edge.errors import CheckpointError, HfdEdgeError, RecipeError
 from hfd_edge.files import resource_folder
 from hfd_edge.hfdnet.run import Run
@@ -215,6 +215,13 @@ def test_the_shipped_plan_has_what_the_claim_needs() -> None:
     assert {job.seed for job in jobs if (job.split, job.method) == ("event", "sar_only")} == {0, 1, 2}
     positions = {job.name: position for position, job in enumerate(jobs)}
     assert all(positions[job.taught_by] < positions[job.name] for job in jobs if job.taught_by)
+
+
+def test_the_best_students_recipe_is_that_of_its_row() -> None:
+    folder = resource_folder("recipes")
+    jobs = jobs_of(read_toml(folder / "ablation-ombria.toml", AblationPlan), base=folder)
+    row = next(job for job in jobs if (job.split, job.method, job.seed) == ("new_flood", "hfdm+logits", 0))
+    assert read_toml(folder / "flood.toml", Recipe) == row.recipe
 
 
 @pytest.mark.parametrize(

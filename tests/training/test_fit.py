@@ -347,7 +347,7 @@ def test_missing_files_are_refused_before_training(
         train_student(PairFolder.open(tmp_path / "data"), none, tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", ["demo", "ombria", "simulated"])
+@pytest.mark.parametrize("name", ["demo", "flood", "ombria", "simulated"])
 def test_shipped_recipes_are_valid(name: str) -> None:
     recipe = read_toml(resource_folder("recipes") / f"{name}.toml", Recipe)
     assert recipe.network.preset == "s"
