@@ -24,7 +24,7 @@ from hfd_edge.datasets.folder import PairFolder
 from hfd_edge.evaluation import measure
 from hfd_edge.files import write_json
 from hfd_edge.report.console import bars
-from hfd_edge.report.curves import plot_curves
+from hfd_edge.report.curves import plot_run_curves
 from hfd_edge.training.fit import train_student, train_teacher
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,7 +44,7 @@ def train(args: argparse.Namespace, method: str, seed: int) -> dict[str, Any]:
     out = args.runs / f"{method.replace(', ', '-').replace(' ', '-')}-{args.scheme}-{seed}"
     scores = out / "test.json"
     if not scores.is_file():
-        options: dict[str, Any] = {"on_epoch": lambda path, rows: plot_curves(rows, path / "curves.png")}
+        options: dict[str, Any] = {"on_epoch": plot_run_curves}
         if method != "teacher":
             options["teacher"] = args.runs / f"teacher-{args.scheme}-{seed}"
         with bars() as progress:

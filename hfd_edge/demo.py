@@ -140,16 +140,18 @@ def _data(out: Path, size: DemoSize, progress: Progress) -> PairFolder:
 
 def _train(out: Path, folder: PairFolder, recipe: Recipe, progress: Progress) -> dict[str, Path]:
     """Teacher, SAR-only student and distilled student: same seed, same steps, same start."""
-    from hfd_edge.report.curves import plot_curves
+    from hfd_edge.report.curves import plot_run_curves
     from hfd_edge.training.fit import train_student, train_teacher
-
-    def draw(path: Path, history: list[dict[str, Any]]) -> None:
-        plot_curves(history, path / "curves.png")
 
     runs = {name: out / "runs" / name for name in ("teacher", "sar_only", "student")}
     sar_only = recipe.model_copy(update={"distill": recipe.distill.model_copy(update={"method": "none"})})
     train_teacher(
-        folder, recipe, runs["teacher"], resume=runs["teacher"].exists(), progress=progress, on_epoch=draw
+        folder,
+        recipe,
+        runs["teacher"],
+        resume=runs["teacher"].exists(),
+        progress=progress,
+        on_epoch=plot_run_curves,
     )
     for name, own, teacher in (("sar_only", sar_only, None), ("student", recipe, runs["teacher"])):
         train_student(
@@ -159,7 +161,7 @@ def _train(out: Path, folder: PairFolder, recipe: Recipe, progress: Progress) ->
             teacher=teacher,
             resume=runs[name].exists(),
             progress=progress,
-            on_epoch=draw,
+            on_epoch=plot_run_curves,
         )
     return runs
 

@@ -19,6 +19,7 @@ from hfd_edge.evaluation import measure
 from hfd_edge.files import write_text
 from hfd_edge.hfdnet.card import model_card
 from hfd_edge.report.console import bars
+from hfd_edge.report.curves import plot_run_curves
 from hfd_edge.training.fit import train_student, train_teacher
 
 
@@ -42,9 +43,10 @@ def main() -> None:
         teacher = arguments.runs / "teacher"
     with bars() as progress:
         if teacher is not None:
-            train_teacher(folder, recipe, teacher, resume=teacher.exists(), progress=progress)
+            train_teacher(folder, recipe, teacher, resume=teacher.exists(),
+                          progress=progress, on_epoch=plot_run_curves)  # fmt: skip
         run = train_student(folder, recipe, student, teacher=teacher, unlabelled=arguments.unlabelled,
-                            resume=student.exists(), progress=progress)  # fmt: skip
+                            resume=student.exists(), progress=progress, on_epoch=plot_run_curves)  # fmt: skip
         scores = measure(student, arguments.data, progress=progress)
         write_text(arguments.runs / "CARD.md", model_card(run, scores=[scores]))
         export_run(student, arguments.out, folder=folder, progress=progress)

@@ -13,7 +13,7 @@ from pathlib import Path
 from hfd_edge.config import Recipe, read_toml
 from hfd_edge.datasets.folder import PairFolder
 from hfd_edge.report.console import bars
-from hfd_edge.report.curves import plot_curves
+from hfd_edge.report.curves import plot_run_curves
 from hfd_edge.training.fit import train_student
 from hfd_edge.training.qat import train_qat
 
@@ -44,7 +44,7 @@ def main() -> None:
             teacher=arguments.teacher,
             resume=arguments.resume,
             progress=progress,
-            on_epoch=lambda path, history: plot_curves(history, path / "curves.png"),
+            on_epoch=plot_run_curves,
             **own,
         )
     metrics = run.metrics()

@@ -12,7 +12,7 @@ from pathlib import Path
 from hfd_edge.config import Recipe, read_toml
 from hfd_edge.datasets.folder import PairFolder
 from hfd_edge.report.console import bars
-from hfd_edge.report.curves import plot_curves
+from hfd_edge.report.curves import plot_run_curves
 from hfd_edge.training.fit import train_teacher
 
 
@@ -35,7 +35,7 @@ def main() -> None:
             arguments.out,
             resume=arguments.resume,
             progress=progress,
-            on_epoch=lambda path, history: plot_curves(history, path / "curves.png"),
+            on_epoch=plot_run_curves,
         )
     metrics = run.metrics()
     print(f"{run.path}: validation mIoU {metrics['miou']:.4f} at epoch {metrics['best_epoch']}")

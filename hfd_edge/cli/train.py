@@ -160,13 +160,13 @@ def _train(
 @contextmanager
 def _pictures(tensorboard: bool) -> Iterator[Callable[[Path, list[dict[str, Any]]], None]]:
     """What is drawn of a run after each epoch."""
-    from hfd_edge.report.curves import plot_curves
+    from hfd_edge.report.curves import plot_run_curves
     from hfd_edge.training.tensorboard import TensorBoard
 
     board = TensorBoard() if tensorboard else None
 
     def draw(run: Path, history: list[dict[str, Any]]) -> None:
-        plot_curves(history, run / "curves.png")
+        plot_run_curves(run, history)
         if board is not None:
             board(run, history)
 

@@ -54,6 +54,11 @@ def plot_curves(history: Sequence[Mapping[str, Any]], path: Path, *, title: str 
         figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
+def plot_run_curves(run: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    """Draw `plot_curves` to curves.png in a run folder: what trainings take as `on_epoch`."""
+    plot_curves(history, run / "curves.png")
+
+
 def best_epoch(history: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
     """Epoch and validation mIoU of the first best row; None when no row has an mIoU."""
     scored = [
