@@ -6,12 +6,14 @@ The loop is `train_teacher` and `train_student` (hfdm) as the command line calls
 loading, augmentation, progress, the check of the loss and the schedule are in; validation and the checkpoint
 behind it are left out, and so is the first epoch, which prepares the tiles. The bare loop has the same
 network, losses, frozen teacher, optimiser and precision, and one batch of the same data that never changes.
-Both run in this process, in turns. `ratio` is the loop's images per second over the bare loop's. On an NVIDIA
-GPU where there is one, else on the CPU.
+Both run in this process, in turns. `ratio` is the loop's images per second over the bare loop's. Further rows
+compare the bare loop's own choices: memory layout, and bfloat16 with float32. On an NVIDIA GPU where there is
+one, else on the CPU.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 import tempfile
 import time
@@ -66,9 +68,18 @@ def loop(train: Callable[..., Run], folder: PairFolder, recipe: Recipe, **option
 class Bare:
     """The same arithmetic on a batch that never changes."""
 
-    def __init__(self, run: Run, folder: PairFolder, *, teacher: Run | None) -> None:
+    def __init__(
+        self,
+        run: Run,
+        folder: PairFolder,
+        *,
+        teacher: Run | None,
+        precision: str | None = None,
+        layout: torch.memory_format = torch.channels_last,
+    ) -> None:
         """Build it as the run was; `teacher` is the student's."""
-        self.training, layout = run.recipe.training, torch.channels_last
+        self.training, self.layout = run.recipe.training, layout
+        self.precision = precision or self.training.precision
         self.teacher = None if teacher is None else teacher.network().requires_grad_(False)
         objective = Objective(
             run.untrained_network(),
@@ -89,16 +100,19 @@ class Bare:
     def step(self) -> None:
         """Forward, backward, step."""
         batch, teacher = self.batch, self.teacher
-        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=self.training.precision == "bf16-mixed"):
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=self.precision == "bf16-mixed"):
             taps = None
             if teacher is not None:
                 with torch.no_grad():
-                    taps = teacher.taps(teacher_pixels(batch, bands=teacher.bands))
-            pixels = batch.eo if batch.sar.shape[1] == 0 else batch.sar
+                    taps = teacher.taps(self._laid(teacher_pixels(batch, bands=teacher.bands)))
+            pixels = self._laid(batch.eo if batch.sar.shape[1] == 0 else batch.sar)
             losses = self.objective(pixels, batch.label, taps, batch.valid, 1.0)
         self.optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         self.optimizer.step()
+
+    def _laid(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.contiguous(memory_format=self.layout)
 
     def __call__(self, steps: int) -> float:
         """Images a second over so many steps, after some that are not counted."""
@@ -152,6 +166,28 @@ def measure(
     )
 
 
+def choices(
+    run: Run, folder: PairFolder, *, teacher: Run, args: Any, progress: Progress
+) -> list[dict[str, Any]]:
+    """Rows of what the student's bare loop gains by its layout, and would by bfloat16."""
+    bare = {
+        "channels-last, float32": Bare(run, folder, teacher=teacher, precision="32-true"),
+        "channels-first, float32": Bare(
+            run, folder, teacher=teacher, precision="32-true", layout=torch.contiguous_format
+        ),
+        "channels-last, bfloat16": Bare(run, folder, teacher=teacher, precision="bf16-mixed"),
+    }
+    works = {name: functools.partial(work, args.steps) for name, work in bare.items()}
+    found = alternate(works, repeats=args.repeats, progress=progress, text="bare")
+    usual, first, half = found
+    shared = {"device": run.metrics()["device"], "batch": args.batch, "crop_px": args.crop}
+    return [
+        comparison(f"bare loop, student (hfdm), {one}", other, unit="img_s", ours=found[one],
+                   theirs=found[other], **shared)
+        for one, other in ((usual, first), (half, usual))
+    ]  # fmt: skip
+
+
 def main() -> None:
     """Simulate, measure, record."""
     parser = arguments(__doc__, repeats=3)
@@ -175,8 +211,9 @@ def main() -> None:
             measure(run, folder, recipe, teacher=expert, args=args, progress=progress)
             for run, expert in ((teacher, None), (student, teacher))
         ]
+        rows += choices(student, folder, teacher=teacher, args=args, progress=progress)
     for row in rows:
-        print(f"{row['what']}: {row['ratio']:.3f} of the bare loop ({row['ours_img_s']:.1f} img/s)")
+        print(f"{row['what']}: {row['ratio']:.3f} of {row['against']} ({row['ours_img_s']:.1f} img/s)")
     print(write("training", rows, command=" ".join(["python", *sys.argv]), root=args.root))
 
 

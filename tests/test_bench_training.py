@@ -21,12 +21,17 @@ def run(root: Path, out: Path, script: str, name: str) -> list[dict[str, Any]]:
 
 
 def test_the_loop_is_compared_with_a_bare_one(root: Path, tmp_path: Path) -> None:
-    teacher, student = run(root, tmp_path, "bench_training", "training")
+    teacher, student, layout, half = run(root, tmp_path, "bench_training", "training")
     assert (teacher["what"], student["what"]) == ("training loop, teacher", "training loop, student (hfdm)")
     for row in (teacher, student):
         assert row["ratio"] == pytest.approx(row["ours_img_s"] / row["theirs_img_s"])
         assert row["ratio_is"] == "ours over theirs" and row["wanted"] == 0.9
         assert row["ours_img_s"] > 0
+    assert (
+        layout["what"].endswith("channels-last, float32") and layout["against"] == "channels-first, float32"
+    )
+    assert half["what"].endswith("channels-last, bfloat16") and half["against"] == "channels-last, float32"
+    assert layout["ours_img_s"] == half["theirs_img_s"] > 0
 
 
 @pytest.mark.slow
