@@ -173,4 +173,9 @@ def _pairs(folder: PairFolder) -> dict[str, int]:
     if not folder.schemes:
         return {split: len(folder.pairs(split)) for split in folder.splits}
     schemes = {scheme: PairFolder.open(folder.root, scheme=scheme) for scheme in folder.schemes}
-    return {f"{name}/{split}": len(one.pairs(split)) for name, one in schemes.items() for split in one.splits}
+    counts = {
+        f"{name}/{split}": len(one.pairs(split)) for name, one in schemes.items() for split in one.splits
+    }
+    return counts | {
+        f"{name}/unlabelled": len(one.unlabelled) for name, one in schemes.items() if one.unlabelled
+    }

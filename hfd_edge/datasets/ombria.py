@@ -3,7 +3,7 @@
 The authors' layout is `OmbriaS1/{train,test}/{AFTER,MASK}/S1_{after,mask}_NNNN.png` and
 `OmbriaS2/{train,test}/{BEFORE,AFTER}/S2_{before,after}_NNNN.png`. Copies that carry `label/<scene>_NNNN.png`
 (0 dry, 1 flood, 255 void) and `splits/<scheme>/{train,val,test}.txt` beside it are converted with these. To a
-scheme `event`, which keeps whole floods for the test, comes `new_flood`; see `_new_flood`.
+scheme `event`, which keeps whole floods for the test, come `new_flood` and `new_flood_2`; see `_new_floods`.
 
 Source: Drakonakis et al. (2022), "OmbriaNet", IEEE JSTARS.
 """
@@ -78,8 +78,8 @@ def convert(src: Path, dst: Path, *, progress: Progress = silent) -> None:
     given = _given_names(src)
     tiles = _tiles(src, given)
     schemes = _given_splits(src, tiles) if (src / "splits").is_dir() else {"authors": _authors_split(tiles)}
-    if "new_flood" not in schemes and len(schemes.get("event", {}).get("test", ())) > 1:
-        schemes["new_flood"] = _new_flood(schemes["event"])
+    if "event" in schemes:
+        schemes = {**_new_floods(schemes["event"]), **schemes}
     with atomic_folder(Path(dst)) as out:
         for kind in ("sar", "eo", EO_BEFORE, "label"):
             (out / kind).mkdir()
@@ -187,19 +187,25 @@ def _authors_split(tiles: list[_Tile]) -> dict[str, list[str]]:
     return {"train": [name for name in train if name not in val], "val": sorted(val), "test": test}
 
 
-def _new_flood(event: dict[str, list[str]]) -> dict[str, list[str]]:
-    """A flood of which there are pairs of SAR and EO, but no map yet.
+def _new_floods(event: dict[str, list[str]]) -> dict[str, dict[str, list[str]]]:
+    """Schemes of floods of which there are pairs of SAR and EO, but no map yet; none with single tiles.
 
     As `event`, but for the floods of its test: the first half of the tiles of each are pairs without label,
-    the second half is the test. Neighbouring numbers show neighbouring ground: the halves meet in one place.
+    the second half is the test; in the second scheme the other way round, so both together test all tiles.
+    Neighbouring numbers show neighbouring ground: the halves meet in one place.
     """
-    halves: dict[str, list[str]] = {UNLABELLED: [], "test": []}
-    by_flood = itertools.groupby(sorted(event["test"]), key=lambda name: name.rpartition("_")[0])
+    first: list[str] = []
+    second: list[str] = []
+    by_flood = itertools.groupby(sorted(event.get("test", ())), key=lambda name: name.rpartition("_")[0])
     for names in (list(group) for _, group in by_flood):
-        middle = len(names) // 2
-        halves[UNLABELLED] += names[:middle]
-        halves["test"] += names[middle:]
-    return {**event, **{name: names for name, names in halves.items() if names}}
+        first += names[: len(names) // 2]
+        second += names[len(names) // 2 :]
+    if not first:
+        return {}
+    return {
+        "new_flood": {**event, UNLABELLED: first, "test": second},
+        "new_flood_2": {**event, UNLABELLED: second, "test": first},
+    }
 
 
 def _write_label(src: Path, tile: _Tile, out: Path) -> None:

@@ -86,6 +86,10 @@ def test_given_labels_and_splits_are_kept(tmp_path: Path) -> None:
     assert [pair.name for pair in flood.unlabelled] == ["A_0026", "B_0025"]
     assert [pair.name for pair in flood.pairs("test")] == ["A_0028", "B_0027", "B_0029"]
     assert check_folder(flood).findings == ()
+    second = PairFolder.open(dst, scheme="new_flood_2")
+    assert [pair.name for pair in second.unlabelled] == ["A_0028", "B_0027", "B_0029"]
+    assert [pair.name for pair in second.pairs("test")] == ["A_0026", "B_0025"]
+    assert second.pairs("train") == flood.pairs("train") and check_folder(second).findings == ()
     name = splits["test"][0]
     assert (dst / "label" / f"{name}.png").read_bytes() == (src / "label" / f"{name}.png").read_bytes()
     number = name[-4:]
@@ -169,8 +173,9 @@ def test_real_data(shared_data: Path, tmp_path: Path) -> None:
     for scheme, counts in (("spatial", (270, 40, 80)), ("event", (277, 43, 70))):
         folder = PairFolder.open(tmp_path / "ombria", scheme=scheme)
         assert tuple(len(folder.pairs(split)) for split in ("train", "val", "test")) == counts
-    flood = PairFolder.open(tmp_path / "ombria", scheme="new_flood")
-    assert (len(flood.pairs("train")), len(flood.unlabelled), len(flood.pairs("test"))) == (277, 34, 36)
+    for scheme, counts in (("new_flood", (277, 34, 36)), ("new_flood_2", (277, 36, 34))):
+        flood = PairFolder.open(tmp_path / "ombria", scheme=scheme)
+        assert (len(flood.pairs("train")), len(flood.unlabelled), len(flood.pairs("test"))) == counts
     assert check_folder(folder).findings == ()
     shares: Counter[int] = Counter()
     for split in folder.splits:
