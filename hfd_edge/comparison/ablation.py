@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hfd_edge.comparison.bootstrap import gain_interval
+from hfd_edge.comparison.bootstrap import gain_interval, iou_of
 
 REFERENCE = "sar_only"
 """Method that the others are compared with: its row without variant, aligned as the recipe says."""
@@ -88,13 +88,14 @@ def summarise(rows: Sequence[tuple[Mapping[str, Any], Counts]]) -> tuple[Line, .
 
     Args:
         rows: Scores and facts of each run ("split", "method", "teacher", "hfam", "variant", "seed", "miou",
-            "iou", "parameters"), and its counts.
+            "iou", "parameters"; where its split has several folds, their number "folds" and its own
+            "scheme"), and its counts. The folds of a seed are scored together; without all it is left out.
     Returns:
         Splits, and configurations in them, in the order in which they first occur.
     """
     groups: dict[tuple[Any, ...], _Group] = {}
-    for row, counts in rows:
-        key = tuple(row[name] for name in ("split", "method", "teacher", "hfam", "variant"))
+    for row, counts in _pool(rows):
+        key = _key(row)
         group = groups.setdefault(key, _Group())
         group.rows.append(row)
         group.counts[row["seed"]] = counts
@@ -110,6 +111,31 @@ def summarise(rows: Sequence[tuple[Mapping[str, Any], Counts]]) -> tuple[Line, .
         for key in groups
         if key[0] == split
     )
+
+
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a configuration is told by."""
+    return tuple(row[name] for name in ("split", "method", "teacher", "hfam", "variant"))
+
+
+def _pool(rows: Sequence[tuple[Mapping[str, Any], Counts]]) -> list[tuple[Mapping[str, Any], Counts]]:
+    """One row a seed, its folds together; seeds that lack a fold are left out."""
+    seeds: dict[tuple[Any, ...], list[tuple[Mapping[str, Any], Counts]]] = {}
+    for row, counts in rows:
+        seeds.setdefault((*_key(row), row["seed"]), []).append((row, counts))
+    return [_together(folds) for folds in seeds.values() if len(folds) == folds[0][0].get("folds", 1)]
+
+
+def _together(folds: Sequence[tuple[Mapping[str, Any], Counts]]) -> tuple[Mapping[str, Any], Counts]:
+    row, _ = folds[0]
+    if len(folds) == 1:
+        return folds[0]
+    counts = {name: count for _, own in folds for name, count in own.items()}
+    total = np.sum([np.asarray(count, np.int64) for count in counts.values()], axis=0)
+    (values,), (present,) = iou_of(total[None])
+    known = zip(row["iou"], values, present, strict=True)
+    iou = {name: float(value) if occurs else None for name, value, occurs in known}
+    return {**row, "iou": iou, "miou": _mean(list(iou.values()))}, counts
 
 
 def _line(key: tuple[Any, ...], group: _Group, reference: tuple[Any, _Group] | None) -> Line:
@@ -167,9 +193,10 @@ def result_rows(rows: Sequence[Mapping[str, Any]], lines: Sequence[Line]) -> lis
     found = {(line.split, line.method, line.teacher, line.hfam, line.variant): line for line in lines}
     complete = []
     for row in rows:
-        line = found[row["split"], row["method"], row["teacher"], row["hfam"], row["variant"]]
-        gains = {"gain_points": line.gain, "gain_low_points": line.low, "gain_high_points": line.high}
-        complete.append({**row, **gains, "gain_seeds": list(line.paired)})
+        line = found.get(_key(row))  # none before all folds of a seed are there
+        gain, low, high = (None, None, None) if line is None else (line.gain, line.low, line.high)
+        gains = {"gain_points": gain, "gain_low_points": low, "gain_high_points": high}
+        complete.append({**row, **gains, "gain_seeds": [] if line is None else list(line.paired)})
     return complete
 
 

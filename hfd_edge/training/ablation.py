@@ -6,11 +6,12 @@ from which tables and intervals are made.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ import torch
 from hfd_edge.config import Recipe
 from hfd_edge.datasets.folder import PairFolder
 from hfd_edge.environment import allowed_cores
-from hfd_edge.errors import CheckpointError, HfdEdgeError
+from hfd_edge.errors import CheckpointError, DatasetError, HfdEdgeError
 from hfd_edge.files import sha256, write_json
 from hfd_edge.hfdnet.run import Run
 from hfd_edge.progress import Progress, silent
@@ -65,9 +66,10 @@ class Table:
 
         Raises:
             CheckpointError: a run folder is of another recipe, teacher or other data.
-            DatasetError: the data lack a split, labels or images that a job needs.
+            DatasetError: the data lack a split, labels or images that a job needs, or two folds test a pair.
         """
         folders = self._folders(self.jobs)
+        _refuse_shared_tests(self.jobs, folders)
         steps: dict[str, int] = {}
         for job in self.jobs:
             folder = folders[job.recipe.split]
@@ -271,6 +273,19 @@ def _steps(job: Job, folder: PairFolder) -> int:
     return training.epochs * -(-pairs // training.batch)
 
 
+def _refuse_shared_tests(jobs: Sequence[Job], folders: Mapping[str | None, PairFolder]) -> None:
+    """Refuse folds of one split that share a test pair: it would count twice. Raises DatasetError."""
+    schemes = {job.recipe.split: job.split for job in jobs if job.folds > 1}
+    for (one, split), (two, other) in itertools.combinations(schemes.items(), 2):
+        shared = {pair.name for pair in folders[one].pairs("test")}
+        shared &= {pair.name for pair in folders[two].pairs("test")}
+        if split == other and shared:
+            raise DatasetError(
+                f"The split schemes {one} and {two} both test '{min(shared)}' ({len(shared)} pairs), but are "
+                f"folds of {split}. Take folds that share no test pair, or list them under 'splits'."
+            )
+
+
 def _result(job: Job, out: Path) -> Result:
     try:
         scores = json.loads((out / SCORES_NAME).read_text("utf-8"))
@@ -289,6 +304,8 @@ def _result(job: Job, out: Path) -> Result:
         "hfam": job.hfam,
         "variant": job.variant,
         "seed": job.seed,
+        "scheme": job.recipe.split,
+        "folds": job.folds,
         **scores,
         **facts,
         "run": job.name,

@@ -93,12 +93,18 @@ class AblationPlan(Strict):
     recipe: str = Field(description="Recipe that all runs share; relative to the plan.")
     data: str = Field(default="", description="Data folder; relative to the working directory.")
     splits: tuple[str, ...] = Field(default=(), description="Split schemes; empty for the recipe's.")
+    folds: dict[str, tuple[str, ...]] = Field(
+        default={}, description="Schemes whose test pairs together are one of `splits`, by its name."
+    )
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     overrides: tuple[str, ...] = Field(default=(), description="SECTION.KEY=VALUE, of all runs.")
     rows: tuple[PlanRow, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _fits(self) -> AblationPlan:
+        schemes = [scheme for folds in self.folds.values() for scheme in folds]
+        if len(set(schemes)) < len(schemes) or not all(self.folds.values()):
+            raise ValueError("'folds' needs at least one scheme for each split, and each scheme once")
         # Alignment and split are the recipe's where no row names them; these would be overruled unsaid.
         _refuse_own_keys(self.overrides, ("training.seed", "distill.method", "teacher.inputs"))
         return self
@@ -122,7 +128,7 @@ class Job:
     Attributes:
         name: Of its run folder.
         recipe: What it is trained by.
-        split: Split scheme.
+        split: Split of the table; recipe.split is its scheme, one of several where it has folds.
         method: "teacher", "sar_only", a method of distillation, or "baseline:" and an architecture.
         teacher: Inputs of the teacher that teaches, or that this is; None without.
         taught_by: Name of the teacher's job; None when nothing is distilled.
@@ -130,6 +136,7 @@ class Job:
         variant: Name of the row's overrides; may be empty.
         seed: Of everything random.
         unlabelled: Data folders whose pairs distil, too.
+        folds: Schemes of its split.
     """
 
     name: str
@@ -142,6 +149,7 @@ class Job:
     variant: str
     seed: int
     unlabelled: tuple[Path, ...] = ()
+    folds: int = 1
 
     @property
     def arch(self) -> str | None:
@@ -160,7 +168,7 @@ class _Choice:
     """What a row's lists leave open, chosen."""
 
     seed: int
-    split: str | None
+    scheme: str | None
     inputs: TeacherInputs | None
     hfam: bool | None = None
     arch: str | None = None
@@ -195,14 +203,15 @@ def jobs_of(plan: AblationPlan, *, base: Path) -> tuple[Job, ...]:
 
 def _jobs_of_row(plan: AblationPlan, row: PlanRow, base: Path, seed: int) -> Iterator[Job]:
     splits = plan.splits if row.splits is None else row.splits
-    lists = (splits or (None,), row.teacher or (None,), row.hfam or (None,), row.arch or (None,))
-    for split, inputs, hfam, arch in product(*lists):
+    schemes = [scheme for split in splits for scheme in plan.folds.get(split, (split,))]
+    lists = (schemes or (None,), row.teacher or (None,), row.hfam or (None,), row.arch or (None,))
+    for scheme, inputs, hfam, arch in product(*lists):
         teacher = None
         if inputs is not None and row.method != "teacher":
             source = _teacher_row(plan, inputs, row.taught_by)
-            teacher = _job(plan, source, base, _Choice(seed, split, inputs), teacher=None)
+            teacher = _job(plan, source, base, _Choice(seed, scheme, inputs), teacher=None)
             yield teacher
-        yield _job(plan, row, base, _Choice(seed, split, inputs, hfam, arch), teacher=teacher)
+        yield _job(plan, row, base, _Choice(seed, scheme, inputs, hfam, arch), teacher=teacher)
 
 
 def _teacher_row(plan: AblationPlan, inputs: TeacherInputs, variant: str) -> PlanRow:
@@ -227,6 +236,7 @@ def _job(plan: AblationPlan, row: PlanRow, base: Path, choice: _Choice, *, teach
     if choice.arch is not None:
         check_architecture(choice.arch)
     inputs, by = choice.inputs, row.taught_by and f"by_{row.taught_by}"
+    split = next((name for name, folds in plan.folds.items() if recipe.split in folds), recipe.split)
     hfam = None if choice.arch is not None else recipe.network.hfam
     parts = (
         recipe.split,
@@ -241,7 +251,7 @@ def _job(plan: AblationPlan, row: PlanRow, base: Path, choice: _Choice, *, teach
     return Job(
         name="-".join(part for part in parts if part),
         recipe=recipe,
-        split=recipe.split or "default",
+        split=split or "default",
         method=row.method if choice.arch is None else f"{row.method}:{choice.arch}",
         teacher=inputs,
         taught_by=None if teacher is None else teacher.name,
@@ -249,6 +259,7 @@ def _job(plan: AblationPlan, row: PlanRow, base: Path, choice: _Choice, *, teach
         variant="-".join(part for part in (by, row.variant) if part),
         seed=choice.seed,
         unlabelled=tuple(Path(folder) for folder in row.unlabelled),
+        folds=len(plan.folds.get(split or "", ("",))),
     )
 
 
@@ -257,8 +268,8 @@ def _overrides(plan: AblationPlan, row: PlanRow, choice: _Choice) -> Iterator[st
     yield from (*plan.overrides, *row.overrides)
     yield f"distill.method={row.method if distils else 'none'}"
     yield f"training.seed={choice.seed}"
-    if choice.split is not None:
-        yield f"split={choice.split}"
+    if choice.scheme is not None:
+        yield f"split={choice.scheme}"
     if choice.hfam is not None:
         yield f"network.hfam={str(choice.hfam).lower()}"
     if choice.inputs is not None:

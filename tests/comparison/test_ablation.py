@@ -72,6 +72,51 @@ def test_other_tiles_are_no_pairs() -> None:
     assert (teacher.gain, teacher.low, teacher.high, teacher.paired) == (None, None, None, ())
 
 
+def fold(method: str, seed: int, scheme: str, *, error: float, **keys: Any) -> Any:
+    """A run of one of two folds: the tiles before t08, or the others."""
+    span = {"first": {"tiles": 8}, "second": {"drop": 8}}[scheme]
+    return run(method, seed, error=error, scheme=scheme, folds=2, **span, **keys)
+
+
+def test_folds_are_scored_together() -> None:
+    rows = [fold("sar_only", seed, one, error=0.2) for seed in (0, 1) for one in ("first", "second")]
+    # Folds that differ much: the mean of their scores is not the score of all tiles.
+    rows += [fold("hfdm", 0, one, error=error) for one, error in (("first", 0.0), ("second", 0.15))]
+    rows += [fold("hfdm", 1, "first", error=0.0)]
+    reference, hfdm = summarise(rows)
+    assert (reference.seeds, hfdm.seeds, hfdm.paired) == ((0, 1), (0,), (0,))
+    whole = Confusion(CLASSES)
+    whole.counts += sum(np.asarray(count) for _, counts in rows[4:6] for count in counts.values())
+    assert hfdm.miou == (pytest.approx(whole.miou),) and hfdm.iou == pytest.approx(whole.iou)
+    assert whole.miou != pytest.approx(np.mean([row["miou"] for row, _ in rows[4:6]]), abs=1e-3)
+    assert hfdm.gain == pytest.approx(100 * (whole.miou - reference.miou[0]))
+    counts = [{name: count for _, own in rows[at : at + 2] for name, count in own.items()} for at in (0, 4)]
+    sides = [[[np.asarray(one[name], np.int64) for name in sorted(one)]] for one in counts]
+    assert (hfdm.low, hfdm.high) == pytest.approx(gain_interval(*sides))
+
+
+def test_a_class_that_no_fold_has_has_no_score() -> None:
+    rows = [fold("sar_only", 0, one, error=0.2) for one in ("first", "second")]
+    for row, counts in rows:
+        row["iou"] = {**row["iou"], "ice": None}
+        counts.update(
+            {
+                name: np.pad(np.array(count), ((0, 1), (0, 1)))[:, [0, 1, 3, 2]]
+                for name, count in counts.items()
+            }
+        )
+    (line,) = summarise(rows)
+    assert line.iou["ice"] is None and set(line.iou) == {*CLASSES, "ice"}
+    assert line.miou[0] == pytest.approx(np.mean([line.iou[name] for name in CLASSES]))
+
+
+def test_a_fold_alone_is_a_row_without_a_line() -> None:
+    rows = [fold("sar_only", 0, "first", error=0.2)]
+    assert summarise(rows) == ()
+    (row,) = result_rows([row for row, _ in rows], ())
+    assert row["scheme"] == "first" and (row["gain_points"], row["gain_seeds"]) == (None, [])
+
+
 def test_the_picture_finds_the_reference_among_rows_without_gain(tmp_path: Path) -> None:
     lines = summarise(
         [

@@ -16,13 +16,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from hfd_edge.comparison.ablation import summarise
 from hfd_edge.config import Recipe, parse, read_toml
-from hfd_edge.errors import CheckpointError, HfdEdgeError, RecipeError
+from hfd_edge.errors import CheckpointError, DatasetError, HfdEdgeError, RecipeError
 from hfd_edge.files import resource_folder
 from hfd_edge.hfdnet.run import Run
+from hfd_edge.raster.image import read_image
 from hfd_edge.training import ablation
 from hfd_edge.training.ablation import SCORES_NAME, Table
 from hfd_edge.training.ablation_plan import AblationPlan, Job, jobs_of, select
@@ -215,6 +217,51 @@ def test_the_shipped_plan_has_what_the_claim_needs() -> None:
     assert {job.seed for job in jobs if (job.split, job.method) == ("event", "sar_only")} == {0, 1, 2}
     positions = {job.name: position for position, job in enumerate(jobs)}
     assert all(positions[job.taught_by] < positions[job.name] for job in jobs if job.taught_by)
+
+
+def test_folds_are_runs_of_one_split(base: Path) -> None:
+    rows = ({"method": "sar_only"}, {"method": "logits", "teacher": ["eo"], "splits": ["both"]})
+    plan = plan_of(*rows, splits=["event", "both"], folds={"both": ["one", "two"]})
+    jobs = jobs_of(plan, base=base)
+    assert [(job.name, job.split, job.recipe.split, job.folds, job.taught_by) for job in jobs] == [
+        ("event-sar_only-seed0", "event", "event", 1, None),
+        ("one-sar_only-seed0", "both", "one", 2, None),
+        ("two-sar_only-seed0", "both", "two", 2, None),
+        ("one-teacher-eo-seed0", "both", "one", 2, None),
+        ("one-logits-eo-seed0", "both", "one", 2, "one-teacher-eo-seed0"),
+        ("two-teacher-eo-seed0", "both", "two", 2, None),
+        ("two-logits-eo-seed0", "both", "two", 2, "two-teacher-eo-seed0"),
+    ]
+    for faulty in ({"both": ["one", "one"]}, {"both": ["one"], "more": ["one"]}, {"both": []}):
+        with pytest.raises(HfdEdgeError, match="'folds' needs at least one scheme"):
+            plan_of(*rows, folds=faulty)
+
+
+def test_folds_test_all_pairs_and_none_twice(base: Path, pairs: Path) -> None:
+    root = base / "pool"
+    shutil.copytree(pairs / "train", root)
+    shutil.copy(pairs / "dataset.toml", root)
+    names = sorted(path.stem for path in (root / "sar").iterdir())
+    for scheme, test in (("one", names[3:4]), ("two", names[4:])):
+        (root / "splits" / scheme).mkdir(parents=True)
+        for split, own in (("train", names[:2]), ("val", names[2:3]), ("test", test)):
+            (root / "splits" / scheme / f"{split}.txt").write_text("\n".join(own))
+    overrides = ["training.epochs=1", "training.batch=2"]
+    plan = plan_of({"method": "sar_only"}, splits=["s"], folds={"s": ["one", "two"]}, overrides=overrides)
+    table = Table(jobs_of(plan, base=base), root, base / "runs")
+    table.run()
+    results = table.results()
+    assert [(result.row["scheme"], result.row["folds"]) for result in results] == [("one", 2), ("two", 2)]
+    (line,) = summarise([(result.row, result.counts) for result in results])
+    assert line.split == "s" and line.seeds == (0,)
+    total = sum(np.array(count) for result in results for count in result.counts.values())
+    pixels = sum(read_image(root / "label" / f"{name}.png").size for name in names[3:])
+    assert total.sum() == pixels
+    (root / "splits" / "two" / "test.txt").write_text("\n".join(names[3:]))
+    with pytest.raises(
+        DatasetError, match=rf"one and two both test '{names[3]}' \(1 pairs\), but are folds of s"
+    ):
+        Table(table.jobs, root, base / "more").check()
 
 
 def test_the_best_students_recipe_is_that_of_its_row() -> None:
