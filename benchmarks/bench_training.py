@@ -180,7 +180,7 @@ def choices(
     works = {name: functools.partial(work, args.steps) for name, work in bare.items()}
     found = alternate(works, repeats=args.repeats, progress=progress, text="bare")
     usual, first, half = found
-    shared = {"device": run.metrics()["device"], "batch": args.batch, "crop_px": args.crop}
+    shared = {"device": run.metrics()["device"], "batch": args.batch, "crop_px": args.crop, "in_table": False}
     return [
         comparison(f"bare loop, student (hfdm), {one}", other, unit="img_s", ours=found[one],
                    theirs=found[other], **shared)

@@ -20,7 +20,7 @@ class Line:
     """One configuration over its seeds. Scores are 0 to 1, gains are points.
 
     Attributes:
-        split: Split scheme.
+        split: Split of the table, of one scheme or of several folds.
         method: "teacher", "sar_only", a method of distillation, or "baseline:" and an architecture.
         teacher: What its teacher sees; None without one.
         hfam: Feature alignment; None of a baseline.
@@ -88,8 +88,8 @@ def summarise(rows: Sequence[tuple[Mapping[str, Any], Counts]]) -> tuple[Line, .
 
     Args:
         rows: Scores and facts of each run ("split", "method", "teacher", "hfam", "variant", "seed", "miou",
-            "iou", "parameters"; where its split has several folds, their number "folds" and its own
-            "scheme"), and its counts. The folds of a seed are scored together; without all it is left out.
+            "iou", "parameters"; where its split has several folds, their number "folds"), and its counts. The
+            folds of a seed are scored together; a seed that lacks one is left out.
     Returns:
         Splits, and configurations in them, in the order in which they first occur.
     """
@@ -188,15 +188,18 @@ def result_rows(rows: Sequence[Mapping[str, Any]], lines: Sequence[Line]) -> lis
     """The rows of the result file: each run, with the gain of its configuration over all its seeds.
 
     Returns:
-        `rows` with "gain_points", "gain_low_points", "gain_high_points" and "gain_seeds" added.
+        `rows` with "split_miou", the score of the seed over all folds of its split, "gain_points",
+        "gain_low_points", "gain_high_points" and "gain_seeds" added; None and empty where folds are missing.
     """
     found = {(line.split, line.method, line.teacher, line.hfam, line.variant): line for line in lines}
     complete = []
     for row in rows:
-        line = found.get(_key(row))  # none before all folds of a seed are there
+        line = found.get(_key(row))
+        own = {} if line is None else dict(zip(line.seeds, line.miou, strict=True))
         gain, low, high = (None, None, None) if line is None else (line.gain, line.low, line.high)
         gains = {"gain_points": gain, "gain_low_points": low, "gain_high_points": high}
-        complete.append({**row, **gains, "gain_seeds": [] if line is None else list(line.paired)})
+        seeds = [] if line is None else list(line.paired)
+        complete.append({**row, "split_miou": own.get(row["seed"]), **gains, "gain_seeds": seeds})
     return complete
 
 
@@ -210,7 +213,11 @@ def markdown(lines: Sequence[Line], *, title: str, missing: int = 0) -> str:
     """
     text = [f"# {title}", ""]
     if missing:
-        text += [f"**{missing} runs of the plan are not finished yet; they are missing below.**", ""]
+        text += [
+            f"**{missing} runs of the plan are not finished yet; they are missing below, and so are seeds "
+            "that lack a fold.**",
+            "",
+        ]
     for split in dict.fromkeys(line.split for line in lines):
         text += [f"## Split {split}", "", *_table([line for line in lines if line.split == split]), ""]
     text += [

@@ -251,18 +251,23 @@ def _decibels(pairs: Sequence[Pair], facts: Mapping[Path, _Facts]) -> list[Findi
 def _missing_eo(scheme: _Scheme) -> Iterator[Finding]:
     """EO, of either date, that some pairs have and others do not; whoever has none trains from SAR alone."""
     train, val = scheme.splits.get("train", ()), scheme.splits.get("val", ())
+    lists = {"train": train, "val": tuple(pair for pair in val if pair.label), UNLABELLED: scheme.unlabelled}
+    uses = {
+        "train": "a student learns from their labels alone",
+        "val": "score no teacher",
+        UNLABELLED: "and they teach a student nothing",
+    }
     for kind in ("eo", EO_BEFORE):
         if not any(getattr(pair, kind) for pair in train):
             continue
-        for name, pairs in (("train", train), ("val", tuple(pair for pair in val if pair.label))):
+        for name, pairs in lists.items():
             without = [pair for pair in pairs if getattr(pair, kind) is None]
             if not without:
                 continue
             image = "EO image" if kind == "eo" else "EO image of the earlier date"
-            use = "a student learns from their labels alone" if name == "train" else "score no teacher"
             text = (
                 f"{_count(without, pairs)} of {scheme.prefix}{name} have no {image}, first "
-                f"'{without[0].name}'; a teacher that sees it leaves them out, {use}. Add "
+                f"'{without[0].name}'; a teacher that sees it leaves them out, {uses[name]}. Add "
                 f"{kind}/{without[0].name}.png or .tif, unless that is meant."
             )
             yield Finding("warning", f"{scheme.prefix}{name}", text)
@@ -321,11 +326,13 @@ def _same_pixels(scheme: _Scheme, facts: Mapping[Path, _Facts]) -> Iterator[Find
         # A pair that both lists name is the lists' fault, and was told.
         both = [digest for digest in own if digest in others and own[digest].sar != others[digest].sar]
         if both:
+            trained = {name, other} == {"train", UNLABELLED}
+            why = "copies weigh twice in training" if trained else _LEAK
             text = (
                 f"{own[both[0]].sar} ({name}) and {others[both[0]].sar} ({other}) hold the same pixels "
-                f"({len(both)} images). Remove them from one of the splits: {_LEAK}."
+                f"({len(both)} images). Remove them from one of the two: {why}."
             )
-            yield Finding("fault", f"{scheme.prefix}{other}", text)
+            yield Finding("warning" if trained else "fault", f"{scheme.prefix}{other}", text)
 
 
 def _unknown_labels(folder: PairFolder, scheme: _Scheme, facts: Mapping[Path, _Facts]) -> Iterator[Finding]:

@@ -78,8 +78,8 @@ def convert(src: Path, dst: Path, *, progress: Progress = silent) -> None:
     given = _given_names(src)
     tiles = _tiles(src, given)
     schemes = _given_splits(src, tiles) if (src / "splits").is_dir() else {"authors": _authors_split(tiles)}
-    if "event" in schemes:
-        schemes = {**_new_floods(schemes["event"]), **schemes}
+    if "event" in schemes and "new_flood" not in schemes:
+        schemes |= _new_floods(schemes["event"])
     with atomic_folder(Path(dst)) as out:
         for kind in ("sar", "eo", EO_BEFORE, "label"):
             (out / kind).mkdir()

@@ -171,7 +171,7 @@ def _training(run: Run) -> str:
         "source and licence": _source(run),
         "first weights": f"`{run.recipe.network.init}`, seed {training.seed}",
         "pairs": metrics.get("pairs"),
-        "pairs without label, which distil alone": metrics.get("unlabelled_pairs") or None,
+        "pairs that distil alone, without a label that is used": metrics.get("unlabelled_pairs") or None,
         "labels used": None if training.label_share == 1 else f"{training.label_share:.0%} of train",
         "samples": f"batches of {training.batch} crops of {training.crop_px} pixels",
         "steps": metrics.get("steps"),

@@ -20,7 +20,7 @@ def write_table(lines: Sequence[Line], path: Path, *, title: str, missing: int =
     """Write lines beside a result file, with its name, as a Markdown table and as a picture.
 
     Args:
-        lines: From `hfd_edge.comparison.ablation.summarise`; at least one.
+        lines: From `hfd_edge.comparison.ablation.summarise`; without any there is no picture.
         path: The result file.
         title: Heading of both.
         missing: Runs that are not finished.
@@ -30,7 +30,8 @@ def write_table(lines: Sequence[Line], path: Path, *, title: str, missing: int =
     """
     text = markdown(lines, title=title, missing=missing)
     write_text(path.with_suffix(".md"), text)
-    plot_ablation(lines, path.with_suffix(".png"), title=title)
+    if lines:  # none as long as no seed has all its folds
+        plot_ablation(lines, path.with_suffix(".png"), title=title)
     return text
 
 

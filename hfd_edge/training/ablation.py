@@ -32,7 +32,7 @@ from hfd_edge.training.ablation_plan import Job
 from hfd_edge.training.baselines import sar_only, train_baseline
 from hfd_edge.training.evaluate import evaluate_run
 from hfd_edge.training.fit import train_student, train_teacher
-from hfd_edge.training.pairs import epoch_pairs, open_unlabelled, student_pairs, teacher_pairs
+from hfd_edge.training.pairs import epoch_pairs, labelled, open_unlabelled, student_pairs, teacher_pairs
 from hfd_edge.training.plan import OnEpoch
 from hfd_edge.training.preparation import reopen
 
@@ -69,10 +69,10 @@ class Table:
             DatasetError: the data lack a split, labels or images that a job needs, or two folds test a pair.
         """
         folders = self._folders(self.jobs)
-        _refuse_shared_tests(self.jobs, folders)
         steps: dict[str, int] = {}
         for job in self.jobs:
             folder = folders[job.recipe.split]
+            labelled(folder, "test")
             steps[job.name] = _steps(job, folder)
             for unlabelled in job.unlabelled:
                 PairFolder.open(unlabelled)
@@ -82,7 +82,9 @@ class Table:
 
     def _folders(self, jobs: Sequence[Job]) -> dict[str | None, PairFolder]:
         schemes = dict.fromkeys(job.recipe.split for job in jobs)
-        return {scheme: PairFolder.open(self.data, scheme=scheme) for scheme in schemes}
+        folders = {scheme: PairFolder.open(self.data, scheme=scheme) for scheme in schemes}
+        _refuse_shared_tests(jobs, folders)
+        return folders
 
     def _check_run(self, job: Job, folder: PairFolder) -> None:
         recipe = _trained_by(job)
@@ -274,15 +276,15 @@ def _steps(job: Job, folder: PairFolder) -> int:
 
 
 def _refuse_shared_tests(jobs: Sequence[Job], folders: Mapping[str | None, PairFolder]) -> None:
-    """Refuse folds of one split that share a test pair: it would count twice. Raises DatasetError."""
+    """Refuse folds of one split that share a test pair: one result would be lost. Raises DatasetError."""
     schemes = {job.recipe.split: job.split for job in jobs if job.folds > 1}
     for (one, split), (two, other) in itertools.combinations(schemes.items(), 2):
-        shared = {pair.name for pair in folders[one].pairs("test")}
-        shared &= {pair.name for pair in folders[two].pairs("test")}
-        if split == other and shared:
+        tests = [{pair.name for pair in folders[scheme].pairs("test")} for scheme in (one, two)]
+        if split == other and (shared := set.intersection(*tests)):
             raise DatasetError(
                 f"The split schemes {one} and {two} both test '{min(shared)}' ({len(shared)} pairs), but are "
-                f"folds of {split}. Take folds that share no test pair, or list them under 'splits'."
+                f"folds of {split}. Take folds that share no test pair, or list them under 'splits' "
+                "instead of 'folds'."
             )
 
 

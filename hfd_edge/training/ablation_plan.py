@@ -102,8 +102,10 @@ class AblationPlan(Strict):
 
     @model_validator(mode="after")
     def _fits(self) -> AblationPlan:
-        schemes = [scheme for folds in self.folds.values() for scheme in folds]
-        if len(set(schemes)) < len(schemes) or not all(self.folds.values()):
+        splits = {*self.splits, *(split for row in self.rows for split in row.splits or ())}
+        if unknown := sorted(set(self.folds) - splits):
+            raise ValueError(f"'folds' names {unknown[0]!r}, which is none of the 'splits'")
+        if not all(schemes and len(set(schemes)) == len(schemes) for schemes in self.folds.values()):
             raise ValueError("'folds' needs at least one scheme for each split, and each scheme once")
         # Alignment and split are the recipe's where no row names them; these would be overruled unsaid.
         _refuse_own_keys(self.overrides, ("training.seed", "distill.method", "teacher.inputs"))
@@ -136,7 +138,7 @@ class Job:
         variant: Name of the row's overrides; may be empty.
         seed: Of everything random.
         unlabelled: Data folders whose pairs distil, too.
-        folds: Schemes of its split.
+        folds: How many schemes its split has.
     """
 
     name: str
@@ -164,11 +166,19 @@ class Job:
 
 
 @dataclass(frozen=True)
+class _Place:
+    """A split of the table, and one of its schemes; None is the recipe's."""
+
+    split: str | None = None
+    scheme: str | None = None
+
+
+@dataclass(frozen=True)
 class _Choice:
     """What a row's lists leave open, chosen."""
 
     seed: int
-    scheme: str | None
+    place: _Place
     inputs: TeacherInputs | None
     hfam: bool | None = None
     arch: str | None = None
@@ -203,15 +213,15 @@ def jobs_of(plan: AblationPlan, *, base: Path) -> tuple[Job, ...]:
 
 def _jobs_of_row(plan: AblationPlan, row: PlanRow, base: Path, seed: int) -> Iterator[Job]:
     splits = plan.splits if row.splits is None else row.splits
-    schemes = [scheme for split in splits for scheme in plan.folds.get(split, (split,))]
-    lists = (schemes or (None,), row.teacher or (None,), row.hfam or (None,), row.arch or (None,))
-    for scheme, inputs, hfam, arch in product(*lists):
+    places = [_Place(split, scheme) for split in splits for scheme in plan.folds.get(split, (split,))]
+    lists = (places or (_Place(),), row.teacher or (None,), row.hfam or (None,), row.arch or (None,))
+    for place, inputs, hfam, arch in product(*lists):
         teacher = None
         if inputs is not None and row.method != "teacher":
             source = _teacher_row(plan, inputs, row.taught_by)
-            teacher = _job(plan, source, base, _Choice(seed, scheme, inputs), teacher=None)
+            teacher = _job(plan, source, base, _Choice(seed, place, inputs), teacher=None)
             yield teacher
-        yield _job(plan, row, base, _Choice(seed, scheme, inputs, hfam, arch), teacher=teacher)
+        yield _job(plan, row, base, _Choice(seed, place, inputs, hfam, arch), teacher=teacher)
 
 
 def _teacher_row(plan: AblationPlan, inputs: TeacherInputs, variant: str) -> PlanRow:
@@ -236,7 +246,6 @@ def _job(plan: AblationPlan, row: PlanRow, base: Path, choice: _Choice, *, teach
     if choice.arch is not None:
         check_architecture(choice.arch)
     inputs, by = choice.inputs, row.taught_by and f"by_{row.taught_by}"
-    split = next((name for name, folds in plan.folds.items() if recipe.split in folds), recipe.split)
     hfam = None if choice.arch is not None else recipe.network.hfam
     parts = (
         recipe.split,
@@ -251,7 +260,7 @@ def _job(plan: AblationPlan, row: PlanRow, base: Path, choice: _Choice, *, teach
     return Job(
         name="-".join(part for part in parts if part),
         recipe=recipe,
-        split=split or "default",
+        split=choice.place.split or recipe.split or "default",
         method=row.method if choice.arch is None else f"{row.method}:{choice.arch}",
         teacher=inputs,
         taught_by=None if teacher is None else teacher.name,
@@ -259,7 +268,7 @@ def _job(plan: AblationPlan, row: PlanRow, base: Path, choice: _Choice, *, teach
         variant="-".join(part for part in (by, row.variant) if part),
         seed=choice.seed,
         unlabelled=tuple(Path(folder) for folder in row.unlabelled),
-        folds=len(plan.folds.get(split or "", ("",))),
+        folds=len(plan.folds.get(choice.place.split or "", ("",))),
     )
 
 
@@ -268,8 +277,8 @@ def _overrides(plan: AblationPlan, row: PlanRow, choice: _Choice) -> Iterator[st
     yield from (*plan.overrides, *row.overrides)
     yield f"distill.method={row.method if distils else 'none'}"
     yield f"training.seed={choice.seed}"
-    if choice.scheme is not None:
-        yield f"split={choice.scheme}"
+    if choice.place.scheme is not None:
+        yield f"split={choice.place.scheme}"
     if choice.hfam is not None:
         yield f"network.hfam={str(choice.hfam).lower()}"
     if choice.inputs is not None:

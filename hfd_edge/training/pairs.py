@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from hfd_edge.config import Recipe, TeacherInputs
 from hfd_edge.datasets.folder import PairFolder
-from hfd_edge.datasets.layout import Pair
+from hfd_edge.datasets.layout import UNLABELLED, Pair
 from hfd_edge.errors import DatasetError, RecipeError
 from hfd_edge.hfdnet.run import Run
 from hfd_edge.training.samples import JoinedStores, TileStore, Unlabelled
@@ -96,6 +96,8 @@ def student_pairs(folder: PairFolder, recipe: Recipe, *, tell: bool = False) -> 
                 *(len(rest) - len(joining), len(pairs), folder.root),
                 f"an {_IMAGES[inputs]}" if teaches else "a use with distill.correct_only",
             )
+        if teaches:
+            _tell(folder, UNLABELLED, listed, inputs, "these unlabelled pairs are left out")
     further = (pair for pair in listed if teaches and pair.shows(inputs))
     return StudentPairs(train, val, epoch_pairs(folder), (*joining, *further))
 

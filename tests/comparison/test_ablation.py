@@ -12,7 +12,7 @@ import pytest
 from hfd_edge.comparison.ablation import Line, markdown, result_rows, summarise
 from hfd_edge.comparison.bootstrap import drop_interval, gain_interval
 from hfd_edge.metrics import Confusion
-from hfd_edge.report.ablation import plot_ablation
+from hfd_edge.report.ablation import plot_ablation, write_table
 
 CLASSES = ("dry", "flood")
 
@@ -93,6 +93,9 @@ def test_folds_are_scored_together() -> None:
     counts = [{name: count for _, own in rows[at : at + 2] for name, count in own.items()} for at in (0, 4)]
     sides = [[[np.asarray(one[name], np.int64) for name in sorted(one)]] for one in counts]
     assert (hfdm.low, hfdm.high) == pytest.approx(gain_interval(*sides))
+    found = result_rows([row for row, _ in rows], (reference, hfdm))
+    assert [row["split_miou"] for row in found[4:]] == [hfdm.miou[0], hfdm.miou[0], None]
+    assert all(row["gain_points"] == hfdm.gain and row["gain_seeds"] == [0] for row in found[4:])
 
 
 def test_a_class_that_no_fold_has_has_no_score() -> None:
@@ -110,11 +113,22 @@ def test_a_class_that_no_fold_has_has_no_score() -> None:
     assert line.miou[0] == pytest.approx(np.mean([line.iou[name] for name in CLASSES]))
 
 
-def test_a_fold_alone_is_a_row_without_a_line() -> None:
+def test_a_fold_alone_is_a_row_without_a_line(tmp_path: Path) -> None:
     rows = [fold("sar_only", 0, "first", error=0.2)]
     assert summarise(rows) == ()
     (row,) = result_rows([row for row, _ in rows], ())
-    assert row["scheme"] == "first" and (row["gain_points"], row["gain_seeds"]) == (None, [])
+    assert (row["split_miou"], row["gain_points"], row["gain_seeds"]) == (None, None, [])
+    text = write_table((), tmp_path / "t.json", title="T", missing=3)
+    assert "**3 runs of the plan are not finished yet" in text and "seeds that lack a fold" in text
+    assert (tmp_path / "t.md").read_text() == text and not (tmp_path / "t.png").exists()
+
+
+def test_a_teacher_that_leaves_out_tiles_of_a_fold_is_not_compared() -> None:
+    rows = [fold("sar_only", 0, one, error=0.2) for one in ("first", "second")]
+    rows += [fold("teacher", 0, one, error=0.1, teacher="eo") for one in ("first", "second")]
+    del rows[2][1]["t03"]
+    _, teacher = summarise(rows)
+    assert teacher.seeds == (0,) and (teacher.gain, teacher.low) == (None, None)
 
 
 def test_the_picture_finds_the_reference_among_rows_without_gain(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_the_same_pixels_in_two_splits(make_folder: MakeFolder) -> None:
     finding = only(root)
     assert (finding.level, finding.where) == ("fault", "test")
     assert "train/sar/b.tif (train) and" in finding.text and "test/sar/d.tif (test)" in finding.text
-    assert "hold the same pixels (1 images). Remove them from one of the splits" in finding.text
+    assert "hold the same pixels (1 images). Remove them from one of the two" in finding.text
 
 
 def test_almost_the_same_pixels_are_another_image(make_folder: MakeFolder) -> None:
@@ -171,16 +171,27 @@ def test_copies_in_one_split_and_under_each_scheme(make_folder: MakeFolder) -> N
 
 def test_copies_of_unlabelled_pairs(make_folder: MakeFolder) -> None:
     root = make_folder(layout="pool")
-    shutil.copy(root / "sar" / "b.tif", root / "sar" / "e.tif")
     assert "event/unlabelled" not in check_folder(PairFolder.open(root, scheme="event")).pairs
     (root / "splits" / "event" / "unlabelled.txt").write_text("e\n")
-    event = PairFolder.open(root, scheme="event")
-    checked = check_folder(event)
-    assert checked.pairs["event/unlabelled"] == 1
-    (finding,) = checked.findings
-    assert (
-        finding.where == "event/unlabelled" and "sar/e.tif (unlabelled) hold the same pixels" in finding.text
-    )
+    for name, level, why in (("b", "warning", "copies weigh twice"), ("d", "fault", "says nothing")):
+        shutil.copy(root / "sar" / f"{name}.tif", root / "sar" / "e.tif")
+        shutil.copy(root / "eo" / f"{name}.png", root / "eo" / "e.png")
+        checked = check_folder(PairFolder.open(root, scheme="event"))
+        assert checked.pairs["event/unlabelled"] == 1
+        (finding,) = checked.findings
+        assert (finding.level, finding.where) == (level, "event/unlabelled")
+        assert f"sar/{name}.tif (" in finding.text and "sar/e.tif (unlabelled)" in finding.text
+        assert why in finding.text
+
+
+def test_unlabelled_pairs_without_eo(make_folder: MakeFolder) -> None:
+    root = make_folder(layout="pool")
+    write_image(root / "sar" / "e.tif", read_image(root / "sar" / "b.tif") + 1)
+    (root / "splits" / "event" / "unlabelled.txt").write_text("e\n")
+    finding = only(root, scheme="event")
+    assert (finding.level, finding.where) == ("warning", "event/unlabelled")
+    assert "1 of 1 pairs of event/unlabelled have no EO image, first 'e'" in finding.text
+    assert "they teach a student nothing" in finding.text
 
 
 def test_a_pair_that_two_lists_name_is_told_once(make_folder: MakeFolder) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -106,6 +107,9 @@ def test_splits_without_labels_and_labels_without_splits(tmp_path: Path) -> None
     folder = PairFolder.open(tmp_path / "masks", scheme="event")
     assert [pair.name for pair in folder.pairs("val")] == sorted(splits["val"])
     assert 255 not in folder.load_label(folder.pairs("val")[0])
+    shutil.copytree(src / "splits" / "event", src / "splits" / "new_flood")
+    convert("ombria", src, tmp_path / "own")  # a scheme of this name is kept, and has no second half of ours
+    assert PairFolder.open(tmp_path / "own").schemes == ("event", "new_flood", "spatial")
     (tmp_path / "label").rename(src / "label")
     (src / "splits").rename(tmp_path / "splits")
     convert("ombria", src, tmp_path / "authors")

@@ -92,7 +92,7 @@ def test_a_students_card(tmp_path: Path) -> None:
     ):
         assert text in card, text
     assert "ECE" not in card and "Not measured" not in card
-    assert "without label" not in card
+    assert "distil alone" not in card
     toml = card.split("```toml\n")[1].split("```")[0]
     assert Recipe.model_validate(tomllib.loads(toml)) == run.recipe
 
@@ -141,9 +141,9 @@ def test_a_card_says_what_was_measured_and_on_what(tmp_path: Path) -> None:
 def test_a_card_counts_the_pairs(tmp_path: Path) -> None:
     run = make(tmp_path / "run")
     run.save_metrics({**VAL, "steps": 40, "pairs": 12, "unlabelled_pairs": 0})
-    assert "- pairs: 12\n" in model_card(run) and "without label" not in model_card(run)
+    assert "- pairs: 12\n" in model_card(run) and "distil alone" not in model_card(run)
     run.save_metrics({**VAL, "steps": 40, "pairs": 12, "unlabelled_pairs": 34})
-    assert "- pairs without label, which distil alone: 34\n" in model_card(run)
+    assert "- pairs that distil alone, without a label that is used: 34\n" in model_card(run)
 
 
 def test_a_card_of_the_last_epoch(tmp_path: Path) -> None:

@@ -232,9 +232,11 @@ def test_folds_are_runs_of_one_split(base: Path) -> None:
         ("two-teacher-eo-seed0", "both", "two", 2, None),
         ("two-logits-eo-seed0", "both", "two", 2, "two-teacher-eo-seed0"),
     ]
-    for faulty in ({"both": ["one", "one"]}, {"both": ["one"], "more": ["one"]}, {"both": []}):
+    for faulty in ({"both": ["one", "one"]}, {"both": []}):
         with pytest.raises(HfdEdgeError, match="'folds' needs at least one scheme"):
             plan_of(*rows, folds=faulty)
+    with pytest.raises(HfdEdgeError, match="'folds' names 'boht', which is none of the 'splits'"):
+        plan_of(*rows, folds={"boht": ["one", "two"]})
 
 
 def test_folds_test_all_pairs_and_none_twice(base: Path, pairs: Path) -> None:
@@ -267,7 +269,8 @@ def test_folds_test_all_pairs_and_none_twice(base: Path, pairs: Path) -> None:
 def test_the_best_students_recipe_is_that_of_its_row() -> None:
     folder = resource_folder("recipes")
     jobs = jobs_of(read_toml(folder / "ablation-ombria.toml", AblationPlan), base=folder)
-    row = next(job for job in jobs if (job.split, job.method, job.seed) == ("new_flood", "hfdm+logits", 0))
+    wanted = ("new_flood", "hfdm+logits", 0)
+    row = next(job for job in jobs if (job.recipe.split, job.method, job.seed) == wanted)
     assert read_toml(folder / "flood.toml", Recipe) == row.recipe
 
 
