@@ -191,6 +191,11 @@ def _limits(run: Run, scores: Sequence[Mapping[str, Any]]) -> str:
     ]
     if run.recipe.training.keep == "best":
         lines.append("The epoch was chosen by the validation split, so figures on it flatter.")
+    if run.metrics().get("unlabelled_pairs"):
+        lines.append(
+            "Pairs without label took part: where they show the floods, fields or towns of the test split, "
+            "its scores hold for places of which there are such pairs, and for others they flatter."
+        )
     if not any(score["split"] not in ("train", "val") for score in scores):
         lines.append("Not measured on a split that the training did not see (`hfd-edge card --data`).")
     if run.info.dataset.sar.units == "stretched" and run.info.preprocessing is not None:

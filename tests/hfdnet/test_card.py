@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,9 @@ import torch
 from typer.testing import CliRunner
 
 from hfd_edge.cli import app
-from hfd_edge.config import DatasetConfig, NetworkRecipe, Recipe, tomllib
+from hfd_edge.config import DatasetConfig, NetworkRecipe, Recipe, read_toml, tomllib
 from hfd_edge.errors import CheckpointError
-from hfd_edge.files import sha256
+from hfd_edge.files import resource_folder, sha256
 from hfd_edge.hfdnet.card import model_card
 from hfd_edge.hfdnet.network import from_recipe
 from hfd_edge.hfdnet.run import Run, RunInfo
@@ -143,7 +144,20 @@ def test_a_card_counts_the_pairs(tmp_path: Path) -> None:
     run.save_metrics({**VAL, "steps": 40, "pairs": 12, "unlabelled_pairs": 0})
     assert "- pairs: 12\n" in model_card(run) and "distil alone" not in model_card(run)
     run.save_metrics({**VAL, "steps": 40, "pairs": 12, "unlabelled_pairs": 34})
-    assert "- pairs that distil alone, without a label that is used: 34\n" in model_card(run)
+    card = model_card(run)
+    assert "- pairs that distil alone, without a label that is used: 34\n" in card
+    assert "- Pairs without label took part: where they show" in card
+
+
+def test_the_shipped_card_is_of_the_shipped_recipe(root: Path) -> None:
+    card = (root / "docs" / "flood-card.md").read_text("utf-8")
+    toml = card.split("```toml\n")[1].split("```")[0]
+    recipe = read_toml(resource_folder("recipes") / "flood.toml", Recipe)
+    assert Recipe.model_validate(tomllib.loads(toml)) == recipe
+    (path,) = (root / "benchmarks" / "results").glob("*/ablation-ombria.json")
+    name = "new_flood-hfdm+logits-eo_before+after+sar-seed0"
+    (run,) = (row for row in json.loads(path.read_text("utf-8"))["rows"] if row["run"] == name)
+    assert f"| mIoU | {run['miou']:.3f} |" in card
 
 
 def test_a_card_of_the_last_epoch(tmp_path: Path) -> None:
