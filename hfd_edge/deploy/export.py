@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -31,6 +33,7 @@ Warp = Literal["gather", "grid_sample"]
 MODEL = "model.fp32.onnx"
 CARD = "README.md"
 _GOLDEN_TILES = 3
+_log = logging.getLogger("hfd_edge.deploy")
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -181,12 +184,27 @@ def _golden(folder: PairFolder, manifest: Manifest, model: Path, work: Path) -> 
     runner = session(model)
     files: dict[str, bytes | Path] = {}
     images = golden_images(folder, tile_px=manifest.tile_px, count=_GOLDEN_TILES)
+    _warn_of_padding(folder, images, manifest.tile_px)
     for index, image in enumerate(images):
         sar, labels = work / f"{index:03}.sar.tif", work / f"{index:03}.labels.png"
         write_image(sar, image)
         write_image(labels, _labels(image, manifest, runner)[None])
         files |= {f"golden/{sar.name}": sar, f"golden/{labels.name}": labels}
     return files
+
+
+def _warn_of_padding(folder: PairFolder, images: Sequence[NDArray[Any]], tile_px: int) -> None:
+    """Tell when all images are smaller than the tile: the network sees their mirror images."""
+    from hfd_edge.hfdnet.network import MULTIPLE_PX
+
+    largest = max(side for image in images for side in image.shape[1:])
+    enough = -(-largest // MULTIPLE_PX) * MULTIPLE_PX
+    if enough < tile_px:
+        _log.warning(
+            "The images of %s have at most %d pixels a side, but a tile has %d: they are mirrored up to it, "
+            "which costs time and perhaps accuracy. Export with --tile %d, unless your scenes are larger.",
+            *(folder.root, largest, tile_px, enough),
+        )
 
 
 def _labels(image: NDArray[Any], manifest: Manifest, runner: Any) -> NDArray[np.uint8]:

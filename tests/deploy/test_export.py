@@ -187,3 +187,16 @@ def test_an_unknown_warp(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="Warp is 'bicubic', expected one of: gather, grid_sample"):
         export_run(run, tmp_path / "b.hfd", warp="bicubic")
     assert not (tmp_path / "b.hfd").exists()
+
+
+def test_images_smaller_than_the_tile_are_told(
+    run: Path, folder: PairFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = folder.load_sar(folder.pairs("val")[0])
+    largest = max(image.shape[1:])
+    enough = -(-largest // 32) * 32
+    room._warn_of_padding(folder, [image], enough)
+    assert not caplog.text
+    export_run(run, tmp_path / "b.hfd", folder=folder, tile_px=enough + 32)
+    assert f"at most {largest} pixels a side, but a tile has {enough + 32}" in caplog.text
+    assert f"Export with --tile {enough}," in caplog.text
