@@ -387,6 +387,7 @@ def test_a_forgotten_stream_waits_for_nothing() -> None:
     clockwork = Clockwork()
     stream = MaskStream(clockwork, numbers(1000))
     next(stream)
+    wait_until(lambda: 1 in clockwork.submitted)  # else nothing would open the gate for it
     clockwork.gate.clear()
     next(stream)
     wait_until(lambda: len(clockwork.started) > len(clockwork.submitted))  # a frame is in hand
