@@ -167,15 +167,16 @@ def inspect_data(
 
 
 def _pairs(folder: PairFolder) -> dict[str, int]:
-    """Pairs in every split of every scheme. Raises DatasetError when names or lists are faulty."""
+    """Pairs in every list of every scheme. Raises DatasetError when names or lists are faulty."""
     from hfd_edge.datasets.folder import PairFolder
+    from hfd_edge.datasets.layout import UNLABELLED
 
     if not folder.schemes:
         return {split: len(folder.pairs(split)) for split in folder.splits}
     schemes = {scheme: PairFolder.open(folder.root, scheme=scheme) for scheme in folder.schemes}
-    counts = {
-        f"{name}/{split}": len(one.pairs(split)) for name, one in schemes.items() for split in one.splits
-    }
-    return counts | {
-        f"{name}/unlabelled": len(one.unlabelled) for name, one in schemes.items() if one.unlabelled
-    }
+    counts: dict[str, int] = {}
+    for name, one in schemes.items():
+        counts |= {f"{name}/{split}": len(one.pairs(split)) for split in one.splits}
+        if unlabelled := one.unlabelled:
+            counts[f"{name}/{UNLABELLED}"] = len(unlabelled)
+    return counts

@@ -22,7 +22,7 @@ from hfd_edge.datasets.folder import PairFolder
 from hfd_edge.datasets.layout import (
     CONFIG_NAME,
     EO_BEFORE,
-    SPLITS,
+    LISTS,
     UNLABELLED,
     Pair,
     Pool,
@@ -151,8 +151,7 @@ def _names(folder: PairFolder) -> tuple[list[Finding], list[_Scheme]]:
         return findings, [_Scheme("", splits)]
     schemes = []
     for scheme in folder.schemes if folder.scheme is None else (folder.scheme,):
-        names = (*SPLITS, UNLABELLED)
-        lists = {name: folder.root / "splits" / scheme / f"{name}.txt" for name in names}
+        lists = {name: folder.root / "splits" / scheme / f"{name}.txt" for name in LISTS}
         found = {name: path for name, path in lists.items() if path.is_file()}
         findings += _lists(folder, found, pools[0])
         listed = {name: _listed(path, pools[0]) for name, path in found.items()}

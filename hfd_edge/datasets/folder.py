@@ -28,6 +28,7 @@ from hfd_edge.config import DatasetConfig, EoInput, SarInput, read_toml
 from hfd_edge.datasets.layout import (
     CONFIG_NAME,
     EO_BEFORE,
+    LISTS,
     SPLITS,
     UNLABELLED,
     Pair,
@@ -135,11 +136,11 @@ class PairFolder:
 
     def _listed(self, split: str, others: Sequence[str]) -> tuple[Pair, ...]:
         """The pairs that a list names and that the lists of `others` do not."""
-        pool, order = self._pool(self.root), (*SPLITS, UNLABELLED)
+        pool = self._pool(self.root)
         names, faults = read_list(self._list_file(split), pool)
         for other in others:
             if other != split:
-                first, second = sorted((other, split), key=order.index)
+                first, second = sorted((other, split), key=LISTS.index)
                 faults += find_leak(self._list_file(first), self._list_file(second), pool)
         if faults:
             raise DatasetError(faults[0])

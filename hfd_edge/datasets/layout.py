@@ -13,6 +13,8 @@ CONFIG_NAME = "dataset.toml"
 SPLITS = ("train", "val", "test")
 UNLABELLED = "unlabelled"
 """List beside those of the splits: pairs that distil whatever labels they have."""
+LISTS = (*SPLITS, UNLABELLED)
+"""What a scheme may list, in order."""
 KINDS = ("sar", "eo", "label")
 EO_BEFORE = "eo_before"
 SUFFIXES = (".png", ".tif", ".tiff")

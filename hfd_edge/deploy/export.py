@@ -198,7 +198,7 @@ def _warn_of_padding(folder: PairFolder, images: Sequence[NDArray[Any]], tile_px
     from hfd_edge.hfdnet.network import MULTIPLE_PX
 
     largest = max(side for image in images for side in image.shape[1:])
-    enough = -(-largest // MULTIPLE_PX) * MULTIPLE_PX
+    enough = largest + -largest % MULTIPLE_PX
     if enough < tile_px:
         _log.warning(
             "The images of %s have at most %d pixels a side, but a tile has %d: they are mirrored up to it, "
