@@ -139,9 +139,10 @@ def inspect_data(
 ) -> None:
     """Say what a data folder holds, and show it.
 
-    For each split: class shares, values of every band, number of looks, no-data, and the shift of EO
-    against SAR (phase correlation of edges). Unless only some pairs are read, everything that `data check`
-    finds stands in the result too, leaks between splits among it; here it does not change the exit code.
+    For each split, and for the list unlabelled.txt: class shares, values of every band, number of looks,
+    no-data, and the shift of EO against SAR (phase correlation of edges). Unless only some pairs are read,
+    everything that `data check` finds stands in the result too, leaks between splits among it; here it does
+    not change the exit code.
 
     Example: `hfd-edge data inspect data/ombria --scheme spatial --out inspect`
     """
@@ -169,14 +170,11 @@ def inspect_data(
 def _pairs(folder: PairFolder) -> dict[str, int]:
     """Pairs in every list of every scheme. Raises DatasetError when names or lists are faulty."""
     from hfd_edge.datasets.folder import PairFolder
-    from hfd_edge.datasets.layout import UNLABELLED
 
     if not folder.schemes:
-        return {split: len(folder.pairs(split)) for split in folder.splits}
+        return {name: len(pairs) for name, pairs in folder.lists.items()}
     schemes = {scheme: PairFolder.open(folder.root, scheme=scheme) for scheme in folder.schemes}
     counts: dict[str, int] = {}
     for name, one in schemes.items():
-        counts |= {f"{name}/{split}": len(one.pairs(split)) for split in one.splits}
-        if unlabelled := one.unlabelled:
-            counts[f"{name}/{UNLABELLED}"] = len(unlabelled)
+        counts |= {f"{name}/{listed}": len(pairs) for listed, pairs in one.lists.items()}
     return counts

@@ -15,7 +15,7 @@ and whose labels, should they have any, are not looked at.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -133,6 +133,12 @@ class PairFolder:
         if self.scheme is None or not self._list_file(UNLABELLED).is_file():
             return ()
         return tuple(replace(pair, label=None) for pair in self._listed(UNLABELLED, self.splits))
+
+    @property
+    def lists(self) -> Mapping[str, tuple[Pair, ...]]:
+        """The pairs of every split and, last and where there are any, `unlabelled`. Raises as they do."""
+        splits = {split: self.pairs(split) for split in self.splits}
+        return {**splits, UNLABELLED: pairs} if (pairs := self.unlabelled) else splits
 
     def _listed(self, split: str, others: Sequence[str]) -> tuple[Pair, ...]:
         """The pairs that a list names and that the lists of `others` do not."""
@@ -277,10 +283,8 @@ class PairFolder:
         """Hash of dataset.toml, the split lists in use, and names, sizes and content of all files; hex."""
         digest = hashlib.sha256((self.root / CONFIG_NAME).read_bytes())
         if self.schemes and self.scheme is not None:
-            for split in self.splits:
-                digest.update(f"\n{split}:{','.join(pair.name for pair in self.pairs(split))}".encode())
-            if pairs := self.unlabelled:
-                digest.update(f"\n{UNLABELLED}:{','.join(pair.name for pair in pairs)}".encode())
+            for name, pairs in self.lists.items():
+                digest.update(f"\n{name}:{','.join(pair.name for pair in pairs)}".encode())
         for pair in (pool.pairs[name] for pool in self.pools() for name in sorted(pool.pairs)):
             for path in (pair.sar, pair.eo, pair.label, pair.eo_before):
                 if path is not None:

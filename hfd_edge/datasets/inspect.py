@@ -62,7 +62,7 @@ class SplitFacts:
         with_label: Of these, pairs with a label.
         nodata: Share of SAR pixels without data.
         classes: Share of each class in the labelled pixels; empty without one.
-        unlabelled: Share of label pixels that hold ignore_index; None without labels.
+        ignored: Share of label pixels that hold ignore_index; None without labels.
         sar: By band; a band without valid pixels is left out.
         eo: By band.
         misregistration: Shift of EO against SAR; None without EO.
@@ -74,7 +74,7 @@ class SplitFacts:
     with_label: int
     nodata: float
     classes: Mapping[str, float]
-    unlabelled: float | None
+    ignored: float | None
     sar: Mapping[str, BandFacts]
     eo: Mapping[str, BandFacts]
     misregistration: Misregistration | None
@@ -85,7 +85,7 @@ class Inspection:
     """What a data folder holds.
 
     Attributes:
-        splits: By name.
+        splits: By name; pairs of the list unlabelled.txt, where there is one, as `unlabelled`.
         findings: What `check_folder` finds, leaks between splits among it; None when only some pairs were
             read, or one split.
     """
@@ -164,9 +164,9 @@ def inspect_folder(
         raise DatasetError(
             f"{folder.root} has several split schemes ({', '.join(folder.schemes)}). Choose one: --scheme."
         )
-    names = folder.splits if split is None else (split,)
-    chosen = {name: _spaced(folder.pairs(name), tiles) for name in names}
-    sums = {name: _sums(folder.config) for name in names}
+    lists = folder.lists if split is None else {split: folder.pairs(split)}
+    chosen = {name: _spaced(pairs, tiles) for name, pairs in lists.items()}
+    sums = {name: _sums(folder.config) for name in lists}
     done, total = 0, sum(len(pairs) for pairs in chosen.values())
     for name, pairs in chosen.items():
         every = -(-len(pairs) // MOST_COMPARED)
@@ -179,26 +179,28 @@ def inspect_folder(
         kind: [_limits([getattr(one, kind)[band] for one in sums.values()]) for band in range(count)]
         for kind, count in (("sar", len(folder.config.sar.bands)), ("eo", _eo_bands(folder.config)))
     }
-    facts = {name: _facts(folder, name, chosen[name], sums[name], limits) for name in names}
+    facts = {
+        name: _facts(folder.config, len(pairs), chosen[name], sums[name], limits)
+        for name, pairs in lists.items()
+    }
     whole = split is None and tiles is None
     return Inspection(facts, check_folder(folder, progress=progress).findings if whole else None)
 
 
 def _facts(
-    folder: PairFolder,
-    name: str,
+    config: DatasetConfig,
+    count: int,
     pairs: Sequence[Pair],
     sums: _Sums,
     limits: Mapping[str, list[tuple[float, float]]],
 ) -> SplitFacts:
-    config = folder.config
     known = sums.labels[: len(config.classes)]
     labelled, every = int(known.sum()), int(sums.labels.sum())
     looks = _looks(sums.log_enl, len(config.sar.bands))
     with_eo = sum(pair.eo is not None for pair in pairs)
     eo_names = () if config.eo is None else config.eo.bands
     return SplitFacts(
-        pairs=len(folder.pairs(name)),
+        pairs=count,
         read=len(pairs),
         with_eo=with_eo,
         with_label=sum(pair.label is not None for pair in pairs),
@@ -206,7 +208,7 @@ def _facts(
         classes={one: int(count) / labelled for one, count in zip(config.classes, known, strict=True)}
         if labelled
         else {},
-        unlabelled=1 - labelled / every if every else None,
+        ignored=1 - labelled / every if every else None,
         sar=_bands(config.sar.bands, sums.sar, limits["sar"], looks),
         eo=_bands(eo_names, sums.eo, limits["eo"], [None] * len(eo_names)),
         misregistration=registration.summarise(sums.peaks, sums.by_chance) if with_eo else None,

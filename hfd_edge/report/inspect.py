@@ -25,9 +25,9 @@ SIDE_PX = 384
 _DPI = 160
 _PANEL_INCHES = (4.4, 3.0)
 _INK, _MUTED, _GRID = "#1c2024", "#68707a", "#e3e6e9"
-SPLIT_COLOURS = ("#1f5fbf", "#d08a1d", "#1a7445")
-"""Train, val, test; of different lightness, and each histogram also has a line style of its own."""
-_STYLES = ("-", "--", ":")
+SPLIT_COLOURS = ("#1f5fbf", "#d08a1d", "#1a7445", "#b08cc9")
+"""Train, val, test, unlabelled; of different lightness. Each histogram has a line style of its own, too."""
+_STYLES = ("-", "--", ":", "-.")
 _SHOWN_SHIFTS = 0.95
 
 Draw = Callable[[Any], None]
@@ -65,7 +65,7 @@ def write_inspection(folder: PairFolder, inspection: Inspection, out: Path, *, s
         "class_rows": _class_rows(inspection, config),
         "bands": _band_rows(inspection),
         "charts": charts,
-        "tiles": [tile for split in inspection.splits for tile in _samples(folder, split, samples)],
+        "tiles": [tile for name in inspection.splits for tile in _samples(folder, name, samples)],
         "findings": findings,
         "shift_notes": [
             _shift_text(name, facts.misregistration)
@@ -80,7 +80,7 @@ def write_inspection(folder: PairFolder, inspection: Inspection, out: Path, *, s
 def print_inspection(inspection: Inspection, config: DatasetConfig) -> None:
     """Print what was found as tables to stdout, findings one a line."""
     splits = list(inspection.splits)
-    columns = ["split", "pairs", "EO %", "label %", "no-data %", "unlabelled %", "EO shift px", "spread px"]
+    columns = ["split", "pairs", "EO %", "label %", "no-data %", "ignored %", "EO shift px", "spread px"]
     rows = [list(_split_row(name, facts).values()) for name, facts in inspection.splits.items()]
     table("Splits", columns, rows)
     classes = [[row["name"], *row["shares"]] for row in _class_rows(inspection, config)]
@@ -122,7 +122,7 @@ def _split_row(name: str, facts: SplitFacts) -> dict[str, str]:
         "eo": _percent(facts.with_eo / max(facts.read, 1)),
         "label": _percent(facts.with_label / max(facts.read, 1)),
         "nodata": _percent(facts.nodata),
-        "unlabelled": "–" if facts.unlabelled is None else _percent(facts.unlabelled),
+        "ignored": "–" if facts.ignored is None else _percent(facts.ignored),
         "shift": f"{_number(shift.cols or 0)}, {_number(shift.rows or 0)}" if known else "–",
         "spread": "–" if shift.spread is None else f"{shift.spread:.1f}",
     }
@@ -177,9 +177,9 @@ def _shift_text(name: str, shift: Misregistration) -> str:
     )
 
 
-def _samples(folder: PairFolder, split: str, count: int) -> list[dict[str, Any]]:
-    """Evenly spaced tiles: SAR, EO and label."""
-    pairs, config = folder.pairs(split), folder.config
+def _samples(folder: PairFolder, name: str, count: int) -> list[dict[str, Any]]:
+    """Evenly spaced tiles of a list: SAR, EO and label."""
+    pairs, config = folder.lists[name], folder.config
     chosen = np.unique(np.linspace(0, len(pairs) - 1, min(count, len(pairs))).round().astype(int))
     tiles = []
     for pair in (pairs[index] for index in chosen):
@@ -194,7 +194,7 @@ def _samples(folder: PairFolder, split: str, count: int) -> list[dict[str, Any]]
             ids = shrink_labels(folder.load_label(pair), side_px=SIDE_PX)
             picture = label_picture(ids, config.palette, void=config.ignore_index)
             cells.append(cell("Label", picture, f"Labels of {pair.name}", pixels=True))
-        tiles.append({"name": f"{split}: {pair.name}", "cells": cells})
+        tiles.append({"name": f"{name}: {pair.name}", "cells": cells})
     return tiles
 
 

@@ -100,7 +100,7 @@ def test_facts_of_a_folder(tmp_path: Path) -> None:
     found = inspect_folder(PairFolder.open(tmp_path))
     train, val = found.splits["train"], found.splits["val"]
     assert (train.pairs, train.read, train.with_eo, train.with_label) == (2, 2, 1, 1)
-    assert train.nodata == 0.25 and train.unlabelled == 0.25
+    assert train.nodata == 0.25 and train.ignored == 0.25
     assert train.classes == {"land": 0.75, "water": 0.25} == val.classes
     assert train.sar["vv"].median == pytest.approx(10 * np.log10(np.median(sar[sar > 0])), abs=0.01)
     assert train.sar["vv"].looks == pytest.approx(9, rel=0.1)
@@ -123,7 +123,7 @@ def test_stretched_images_have_no_looks(tmp_path: Path) -> None:
     assert facts.sar["sar"].looks is None and facts.sar["sar"].median == pytest.approx(
         np.median(image), abs=1
     )
-    assert facts.classes == {} and facts.unlabelled is None
+    assert facts.classes == {} and facts.ignored is None
 
 
 def test_schemes_splits_and_samples(make_folder: MakeFolder, tmp_path: Path) -> None:
@@ -137,6 +137,21 @@ def test_schemes_splits_and_samples(make_folder: MakeFolder, tmp_path: Path) -> 
     }  # fmt: skip
     assert found.findings is None, "what was not read was not checked"
     assert set(inspect_folder(folder, "val").splits) == {"val"}
+
+
+def test_pairs_of_unlabelled_txt(make_folder: MakeFolder) -> None:
+    root = make_folder(layout="pool")
+    lists = root / "splits" / "event"
+    names = (lists / "train.txt").read_text().split()
+    (lists / "train.txt").write_text("\n".join(names[1:]))
+    (lists / "unlabelled.txt").write_text(names[0])
+    folder = PairFolder.open(root, scheme="event")
+    assert list(folder.lists) == ["train", "val", "test", "unlabelled"]
+    found = inspect_folder(folder).splits
+    joining = found["unlabelled"]
+    assert (joining.pairs, joining.with_eo, joining.with_label) == (1, 1, 0)
+    assert joining.classes == {}, "their labels are not looked at"
+    assert list(joining.sar) == list(found["train"].sar) and found["train"].pairs == len(names) - 1
 
 
 def test_a_shifted_folder_shows_its_shift(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
