@@ -223,12 +223,14 @@ def _charts(inspection: Inspection, config: DatasetConfig) -> list[tuple[str, st
 
 def _class_bars(splits: Mapping[str, SplitFacts], config: DatasetConfig) -> Draw:
     def draw(axes: Any) -> None:
+        order = list(splits)
+        labelled = {name: facts.classes for name, facts in splits.items() if facts.classes}
         places = np.arange(len(config.classes))
-        height = 0.8 / len(splits)
-        for index, (name, facts) in enumerate(splits.items()):
-            shares = [100 * facts.classes.get(one, 0.0) for one in config.classes]
-            axes.barh(places + (index - (len(splits) - 1) / 2) * height, shares, 0.9 * height, label=name,
-                      color=_colour(index), zorder=2)  # fmt: skip
+        height = 0.8 / len(labelled)
+        for index, (name, known) in enumerate(labelled.items()):
+            shares = [100 * known[one] for one in config.classes]
+            axes.barh(places + (index - (len(labelled) - 1) / 2) * height, shares, 0.9 * height, label=name,
+                      color=_colour(order.index(name)), zorder=2)  # fmt: skip
         names = [name if len(name) <= 14 else name[:13] + "…" for name in config.classes]
         axes.set_yticks(places, names, parse_math=False)
         axes.invert_yaxis()
