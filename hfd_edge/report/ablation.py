@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from hfd_edge.comparison.ablation import REFERENCE, Line, markdown
@@ -11,6 +12,8 @@ from hfd_edge.errors import require
 from hfd_edge.files import atomic_path, write_text
 
 _WIDTH, _LINE_HEIGHT, _SPLIT_HEIGHT, _DPI = 8.0, 0.3, 0.95, 160  # inches, dots per inch
+_LABEL_LETTERS = 42
+"""Letters that fit into the left margin."""
 _INK, _MUTED, _GRID = "#1c2024", "#68707a", "#e3e6e9"
 # Okabe and Ito's colours, which people with colour-blindness tell apart.
 _COLOURS = {"teacher": "#d55e00", REFERENCE: "#1c2024", "baseline": "#68707a", "distilled": "#0072b2"}
@@ -86,7 +89,8 @@ def _draw(axes: Any, panel: Sequence[Line]) -> None:
         axes.plot([100 * line.mean], [position], "o", markersize=6.5, color=colour, zorder=4)
     if references:
         axes.axvline(100 * references[0].mean, color=_INK, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-    axes.set_yticks(range(len(panel)), [line.label for line in panel], parse_math=False)
+    labels = ["\n".join(wrap(line.label, _LABEL_LETTERS)) for line in panel]
+    axes.set_yticks(range(len(panel)), labels, parse_math=False, linespacing=1.0)
     axes.set_ylim(-0.6, len(panel) - 0.4)
     axes.set_title(f"Split {panel[0].split}", loc="left", fontsize=10, color=_INK, pad=6, parse_math=False)
     axes.set_xlabel(f"test mIoU, %   (dashed: {REFERENCE}; bar: 95 % interval of the gain)", fontsize=8.5,
