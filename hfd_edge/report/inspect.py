@@ -11,6 +11,7 @@ import numpy as np
 from hfd_edge.config import DatasetConfig
 from hfd_edge.datasets.folder import PairFolder
 from hfd_edge.datasets.inspect import BandFacts, Inspection, SplitFacts
+from hfd_edge.datasets.layout import UNLABELLED
 from hfd_edge.datasets.registration import Misregistration
 from hfd_edge.errors import require
 from hfd_edge.files import atomic_path
@@ -179,7 +180,7 @@ def _shift_text(name: str, shift: Misregistration) -> str:
 
 def _samples(folder: PairFolder, name: str, count: int) -> list[dict[str, Any]]:
     """Evenly spaced tiles of a list: SAR, EO and label."""
-    pairs, config = folder.lists[name], folder.config
+    pairs, config = folder.unlabelled if name == UNLABELLED else folder.pairs(name), folder.config
     chosen = np.unique(np.linspace(0, len(pairs) - 1, min(count, len(pairs))).round().astype(int))
     tiles = []
     for pair in (pairs[index] for index in chosen):
